@@ -1,0 +1,203 @@
+"""The memory of one vector step: actions in, observations, rewards and flags out.
+
+A :class:`Batch` lays ``num_rows`` rows over whatever bytes it is given. The engine has one with a row for each sub-env. A
+worker that shares its memory has another over the same bytes; one that does not has a small one with its own rows only,
+and :meth:`Batch.pack` / :meth:`Batch.unpack` carry rows between the two as raw bytes, without pickling.
+
+::
+
+    ┌─ actions ─┬─ observations ─┬─ rewards ─┬─ terminations ─┬─ truncations ─┐
+    │ row 0..n  │ row 0..n       │ float64   │ bool           │ bool          │   each array aligned to 64 bytes
+    └───────────┴────────────────┴───────────┴────────────────┴───────────────┘
+
+Rows ``[first, first + k)`` belong to one worker between a request and its reply and to the caller otherwise: that order,
+kept by the protocol, is all that prevents a torn read.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from typing import Any
+
+import numpy as np
+import numpy.typing as npt
+from gymnasium import Space, spaces
+
+from rayvec.columns import Arena, ArrayColumn, Column, DictColumn, TupleColumn, build_column, snapshot
+
+__all__ = ["Batch"]
+
+
+class Batch:
+    """Rows of actions, observations, rewards and flags.
+
+    Args:
+        observation_space: of one sub-env.
+        action_space: of one sub-env.
+        num_rows: how many rows.
+        buffer: the bytes to lay them over, :meth:`size` of them at least; None: new ones on the heap.
+
+    Attributes:
+        num_rows: how many.
+        observation_space: of one sub-env.
+        action_space: of one sub-env.
+        observations: the column of observations.
+        rewards: float64 ``(num_rows,)``.
+        terminations: bool ``(num_rows,)``.
+        truncations: bool ``(num_rows,)``.
+    """
+
+    def __init__(
+        self, observation_space: Space[Any], action_space: Space[Any], num_rows: int, buffer: Any = None
+    ) -> None:
+        if buffer is None:
+            buffer = np.zeros(self.size(observation_space, action_space, num_rows), np.uint8)
+        self._lay_out(observation_space, action_space, num_rows, Arena(buffer))
+
+    def _lay_out(self, observation_space: Space[Any], action_space: Space[Any], num_rows: int, arena: Arena) -> None:
+        self.num_rows = num_rows
+        self.observation_space = observation_space
+        self.action_space = action_space
+        self._actions = build_column(action_space, num_rows, arena) if _only_arrays(action_space) else None
+        self.observations: Column = build_column(observation_space, num_rows, arena)
+        self.rewards: npt.NDArray[np.float64] = arena.array((num_rows,), np.float64)
+        self.terminations: npt.NDArray[np.bool_] = arena.array((num_rows,), np.bool_)
+        self.truncations: npt.NDArray[np.bool_] = arena.array((num_rows,), np.bool_)
+        self._objects = self.observations.objects()
+        self._results = [*self.observations.arrays(), self.rewards, self.terminations, self.truncations]
+
+    @classmethod
+    def size(cls, observation_space: Space[Any], action_space: Space[Any], num_rows: int) -> int:
+        """How many bytes the rows take."""
+        measure = Arena()
+        cls.__new__(cls)._lay_out(observation_space, action_space, num_rows, measure)
+        return measure.size
+
+    # Actions
+
+    def place_actions(self, actions: Any) -> list[Any] | None:
+        """Checks a batch of actions and keeps a copy of it, for :meth:`action_rows` to read.
+
+        Returns:
+            None where they lie in the rows now. Otherwise (another dtype than the space's, or a space without a fixed
+            layout) the actions one by one, copied, exactly as they came: they have to travel beside the rows.
+
+        Raises:
+            ValueError: there is not one action for each row, or a part of them is missing.
+        """
+        if self._actions is not None and _write_all(self._actions, actions):
+            return None
+        return _split(self.action_space, actions, self.num_rows, "actions")
+
+    def action_rows(self, start: int, stop: int) -> list[Any]:
+        """The actions of rows ``start`` to ``stop``, one for each sub-env, which may keep and change them."""
+        assert self._actions is not None
+        return self._actions.rows(start, stop)
+
+    # Rows as bytes
+
+    def pack_actions(self, start: int, stop: int) -> list[memoryview]:
+        """The bytes of the actions in those rows."""
+        assert self._actions is not None
+        return _pack(self._actions.arrays(), start, stop)
+
+    def unpack_actions(self, data: memoryview) -> None:
+        """Fills all rows with actions that were packed elsewhere."""
+        assert self._actions is not None
+        _unpack(self._actions.arrays(), 0, self.num_rows, data)
+
+    def pack_results(self) -> list[memoryview]:
+        """The bytes of everything that a step fills in, all rows."""
+        return _pack(self._results, 0, self.num_rows)
+
+    def unpack_results(self, start: int, stop: int, data: memoryview) -> None:
+        """Fills rows ``start`` to ``stop`` with results that were packed elsewhere."""
+        _unpack(self._results, start, stop, data)
+
+    def take_objects(self) -> list[dict[int, Any]] | None:
+        """The observations without a fixed layout that were written since it was last asked; None if there are none."""
+        return [column.take_written() for column in self._objects] or None
+
+    def put_objects(self, taken: Sequence[Mapping[int, Any]], shift: int) -> None:
+        """Stores what another process took, ``shift`` rows further down."""
+        for column, values in zip(self._objects, taken, strict=True):
+            column.put(values, shift)
+
+
+def _only_arrays(space: Space[Any]) -> bool:
+    if isinstance(space, spaces.Dict):
+        return all(_only_arrays(part) for part in space.spaces.values())
+    if isinstance(space, spaces.Tuple):
+        return all(_only_arrays(part) for part in space.spaces)
+    return isinstance(space, spaces.Box | spaces.Discrete | spaces.MultiDiscrete | spaces.MultiBinary)
+
+
+def _write_all(column: Column, actions: Any) -> bool:
+    """Writes a whole batch of actions if each of its arrays lies in memory as the column does."""
+    if isinstance(column, ArrayColumn):
+        try:
+            return column.write_all(actions)
+        except (TypeError, ValueError):
+            return False
+    if isinstance(column, DictColumn):
+        if not isinstance(actions, Mapping) or not column.parts.keys() <= actions.keys():
+            return False
+        return all(_write_all(part, actions[key]) for key, part in column.parts.items())
+    if isinstance(column, TupleColumn):
+        if not isinstance(actions, tuple | list) or len(actions) != len(column.parts):
+            return False
+        return all(_write_all(part, item) for part, item in zip(column.parts, actions, strict=True))
+    return False
+
+
+def _split(space: Space[Any], actions: Any, count: int, where: str) -> list[Any]:
+    """The actions of ``count`` sub-envs, one by one, as copies that keep their dtype."""
+    if isinstance(space, spaces.Dict):
+        if not isinstance(actions, Mapping) or not space.spaces.keys() <= actions.keys():
+            due = f"a dict with the keys {list(space.spaces)}"
+            came = f"the keys {list(actions)}" if isinstance(actions, Mapping) else type(actions).__name__
+            raise ValueError(f"{where}: got {came}, expected {due}, each holding one entry for each sub-env")
+        parts = {key: _split(part, actions[key], count, f"{where}[{key!r}]") for key, part in space.spaces.items()}
+        return [{key: part[index] for key, part in parts.items()} for index in range(count)]
+    if isinstance(space, spaces.Tuple):
+        if not isinstance(actions, tuple | list) or len(actions) != len(space.spaces):
+            due = f"a tuple of {len(space.spaces)} parts, each holding one entry for each sub-env"
+            came = f"{type(actions).__name__} of {len(actions) if hasattr(actions, '__len__') else 'no length'}"
+            raise ValueError(f"{where}: got {came}, expected {due}")
+        columns = [
+            _split(part, item, count, f"{where}[{index}]")
+            for index, (part, item) in enumerate(zip(space.spaces, actions, strict=True))
+        ]
+        return [tuple(column[index] for column in columns) for index in range(count)]
+    if _only_arrays(space):
+        try:
+            actions = np.array(actions)
+        except ValueError as error:
+            raise ValueError(
+                f"{where}: expected an array with one action for each of {count} sub-envs: {error}"
+            ) from None
+        came = f"shape {actions.shape}"
+        items = list(actions) if actions.ndim else []
+    else:
+        try:
+            items = [snapshot(item) for item in actions]
+        except TypeError:
+            items = []
+        came = f"{type(actions).__name__} of {len(items)}"
+    if len(items) != count:
+        raise ValueError(
+            f"{where}: got {came}, expected one action for each of {count} sub-envs; nothing was sent to any of them"
+        )
+    return items
+
+
+def _pack(arrays: Sequence[npt.NDArray[Any]], start: int, stop: int) -> list[memoryview]:
+    return [np.ascontiguousarray(array[start:stop]).reshape(-1).view(np.uint8).data for array in arrays]
+
+
+def _unpack(arrays: Sequence[npt.NDArray[Any]], start: int, stop: int, data: memoryview) -> None:
+    offset = 0
+    for array in arrays:
+        rows = array[start:stop]
+        rows[...] = np.frombuffer(data, array.dtype, rows.size, offset).reshape(rows.shape)
+        offset += rows.nbytes

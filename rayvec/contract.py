@@ -1,0 +1,659 @@
+"""The contract that every rayvec engine keeps: Gymnasium's vector API over a list of workers.
+
+An engine chooses its workers and where its batch lies; all else is here: checking a call whole before anything is sent,
+the pending call, collecting replies under a deadline, failures, deaths, restarts, handing out the batch.
+
+::
+
+    step(actions) ── check ── actions into the Batch ── ask the crew ─┐
+                                                                      ▼
+    obs, rewards, terminations, ◀── hand out the Batch ◀── collect replies until all are in, time is out,
+    truncations, infos               merge infos            or a worker is lost
+"""
+
+from __future__ import annotations
+
+import logging
+import multiprocessing.util
+import time
+from collections.abc import Callable, Sequence
+from typing import Any, NamedTuple
+
+import numpy as np
+import numpy.typing as npt
+from gymnasium.error import ResetNeeded
+from gymnasium.vector import AutoresetMode, VectorEnv
+
+from rayvec import infos as info_columns
+from rayvec.batch import Batch
+from rayvec.crew import LOST, Crew
+from rayvec.errors import CallTimeoutError, WorkerLostError
+from rayvec.failures import Failure, add_note, log_failures, raise_failures
+from rayvec.local.memory import SharedBlock
+from rayvec.protocol import CallPayload, PendingCall, ResetPayload, SetAttrPayload, StepPayload, Verb
+from rayvec.spaces import ObservationMode, check_observation_mode, join_spaces
+from rayvec.sub_envs import CallOutcome, Description, EnvFn, Outcome
+from rayvec.worker import Reply, Worker
+
+__all__ = ["ContractVectorEnv", "Timeouts", "check_autoreset_mode", "check_env_fns"]
+
+logger = logging.getLogger("rayvec")
+
+_CLOSE_TIMEOUT = 25.0
+"""Seconds that sub-envs have to close when ``close()`` is given no timeout."""
+_ABANDON_TIMEOUT = 1.0
+"""The same when the vector env was dropped, or the script ends, without ``close()``."""
+_MORE_FAILURES = 1.0
+"""Seconds to wait for other constructors once one has failed, so that the lowest index is raised."""
+_RESERVED = ("reset", "step", "close", "_setattr", "_check_spaces")
+
+_STEP = StepPayload(None)
+
+StepResult = tuple[Any, npt.NDArray[np.float64], npt.NDArray[np.bool_], npt.NDArray[np.bool_], dict[str, Any]]
+
+
+class Timeouts(NamedTuple):
+    """Bounds on the waits of a vector env in seconds; None: no bound.
+
+    Attributes:
+        start: the constructor's.
+        reset: ``reset`` and ``reset_wait`` when they are given none.
+        step: ``step`` and ``step_wait`` when they are given none.
+        call: ``call``, ``call_wait``, ``get_attr``, ``set_attr`` and ``render`` when they are given none.
+    """
+
+    start: float | None = None
+    reset: float | None = None
+    step: float | None = None
+    call: float | None = None
+
+
+def check_env_fns(env_fns: Any) -> list[EnvFn]:
+    """The env_fns as a list. Raises TypeError or ValueError unless they are callables, one at least."""
+    if callable(env_fns):
+        raise TypeError(
+            f"env_fns: expected a sequence of functions that each make an env, got one callable, {env_fns!r}"
+        )
+    functions = list(env_fns)
+    if not functions:
+        raise ValueError("env_fns: expected at least one function that makes an env, got none")
+    for index, function in enumerate(functions):
+        if not callable(function):
+            raise TypeError(
+                f"env_fns[{index}]: expected a function that makes an env, got {function!r}. "
+                "Pass `lambda: env` or, better, a function that builds one."
+            )
+    return functions
+
+
+def check_autoreset_mode(mode: str | AutoresetMode) -> AutoresetMode:
+    """The mode that ``mode`` is or names. Raises ValueError where it is none."""
+    try:
+        return AutoresetMode(mode)
+    except ValueError:
+        names = [known.value for known in AutoresetMode]
+        raise ValueError(f"autoreset_mode: expected an AutoresetMode or one of {names}, got {mode!r}") from None
+
+
+class ContractVectorEnv(VectorEnv[Any, Any, Any]):
+    """What all engines share.
+
+    Args:
+        workers: what drives the sub-envs, in their order; started here.
+        copy: whether observations are handed out as copies.
+        observation_mode: how observation spaces are batched.
+        autoreset_mode: what happens at the end of an episode.
+        max_concurrency: how many workers may be stepping or resetting at a time.
+        timeouts: bounds on the waits.
+        make_block: makes the shared block of a given size; None: rows lie on the heap.
+        check_spaces: raises where a space does not suit the engine.
+    """
+
+    def __init__(
+        self,
+        workers: Sequence[Worker],
+        *,
+        copy: bool,
+        observation_mode: ObservationMode,
+        autoreset_mode: AutoresetMode,
+        max_concurrency: int | None = None,
+        timeouts: Timeouts = Timeouts(),  # noqa: B008 - immutable
+        make_block: Callable[[int], SharedBlock] | None = None,
+        check_spaces: Callable[[Any], None] | None = None,
+    ) -> None:
+        check_observation_mode(observation_mode)
+        self.copy = copy
+        self.observation_mode = observation_mode
+        self.autoreset_mode = autoreset_mode
+        self.num_envs = workers[-1].envs.stop
+        self._timeouts = timeouts
+        self._call = PendingCall(type(self).__name__)
+        self._needs_reset = np.zeros(self.num_envs, np.bool_)
+        self._replies: dict[Worker, Reply] = {}
+        self._failures: list[Failure] = []
+        self._revived: set[Worker] = set()
+        self._reset_rows: npt.NDArray[np.bool_] = self._needs_reset
+        self._block: SharedBlock | None = None
+        self._crew = Crew(workers, max_concurrency)
+        # Runs when this object is dropped or the script ends, whichever comes first; in this process only.
+        self._finalizer = multiprocessing.util.Finalize(self, _abandon, (self._crew,), exitpriority=100)
+        try:
+            self._open(make_block, check_spaces)
+        except BaseException:
+            self.closed = self._call.closed = True
+            self._free(_ABANDON_TIMEOUT)
+            raise
+
+    def _open(
+        self, make_block: Callable[[int], SharedBlock] | None, check_spaces: Callable[[Any], None] | None
+    ) -> None:
+        """Starts the workers, learns the spaces from them, lays out the memory and hands it to them."""
+        deadline = _after(self._timeouts.start)
+        for worker in self._workers:
+            self._crew.start(worker)
+        descriptions = self._started(deadline)
+        pairs = [description.spaces[which] for description in descriptions for which in description.which]
+        (
+            self.single_observation_space,
+            self.observation_space,
+            self.single_action_space,
+            self.action_space,
+        ) = join_spaces(pairs, self.observation_mode)
+        self.metadata = {**descriptions[0].metadata, "autoreset_mode": self.autoreset_mode}
+        self.render_mode = descriptions[0].render_mode
+        if check_spaces is not None:
+            check_spaces(self.single_observation_space)
+        spaces = (self.single_observation_space, self.single_action_space)
+        if make_block is not None:
+            self._block = make_block(Batch.size(*spaces, self.num_envs))
+        self._batch = Batch(*spaces, self.num_envs, self._block.buffer if self._block is not None else None)
+        for worker in self._workers:
+            self._crew.attach(worker, self._batch, self._block)
+        self._collect("its start", deadline)
+        self._take_failures()
+
+    def _started(self, deadline: float | None) -> list[Description]:
+        """What the workers say of their sub-envs. Raises what a constructor raised, of the lowest sub-env if several did."""
+        descriptions: dict[Worker, Description] = {}
+        failures: list[Failure] = []
+        while self._crew.num_owed:
+            try:
+                worker, _, reply = self._crew.next_reply(deadline)
+            except CallTimeoutError:
+                if failures:
+                    break
+                waiting = [worker.describe() for worker in self._workers if worker.owed]
+                raise CallTimeoutError(
+                    f"{len(waiting)} of {len(self._workers)} workers have not built their sub-envs within start_timeout="
+                    f"{self._timeouts.start} s: {', '.join(waiting[:8])}"
+                ) from None
+            if reply is LOST:
+                if not failures:
+                    raise self._lost_error(worker, "building its sub-envs")
+            elif isinstance(reply, Failure):
+                failures.append(reply)
+                self._crew.forget(worker)
+                deadline = min(time.monotonic() + _MORE_FAILURES, deadline or float("inf"))
+            else:
+                descriptions[worker] = reply
+        raise_failures(failures)
+        return [descriptions[worker] for worker in self._workers]
+
+    @property
+    def _workers(self) -> Sequence[Worker]:
+        return self._crew.workers
+
+    # reset
+
+    def reset(
+        self, *, seed: int | Sequence[int | None] | None = None, options: dict[str, Any] | None = None
+    ) -> tuple[Any, dict[str, Any]]:
+        """Resets all sub-envs, or those that ``options["reset_mask"]`` names.
+
+        Args:
+            seed: None; or an int for sub-env 0, one more for each next one; or one int or None for each.
+            options: for each ``env.reset``, without ``"reset_mask"``: a bool array ``(num_envs,)``, True where to reset.
+
+        Returns:
+            Observations of all sub-envs, batched, and the infos of those that were reset.
+
+        Raises:
+            ValueError, TypeError: seeds or mask are wrong; nothing was reset.
+            AlreadyPendingCallError, ClosedEnvironmentError: not now; nothing was reset.
+            CallTimeoutError: out of ``reset_timeout``; ``reset_wait`` goes on waiting.
+            WorkerLostError: a worker died twice while resetting.
+            Exception: what a sub-env raised.
+        """
+        self.reset_async(seed=seed, options=options)
+        return self.reset_wait()
+
+    def reset_async(
+        self, seed: int | Sequence[int | None] | None = None, options: dict[str, Any] | None = None
+    ) -> None:
+        """Starts a :meth:`reset`; :meth:`reset_wait` gives its result."""
+        self._call.check_idle("reset_async")
+        seeds = self._checked_seeds(seed)
+        mask, options = self._checked_mask(options)
+        chosen = self._workers
+        if mask is not None:
+            chosen = [worker for worker in chosen if mask[worker.envs.start : worker.envs.stop].any()]
+        self._reset_rows = np.ones(self.num_envs, np.bool_) if mask is None else mask
+        self._reset_payloads = {
+            worker: ResetPayload(
+                seeds[worker.envs.start : worker.envs.stop],
+                options,
+                None if mask is None else mask[worker.envs.start : worker.envs.stop].tolist(),
+            )
+            for worker in chosen
+        }
+        self._crew.ask((worker, Verb.RESET, self._reset_payloads[worker]) for worker in chosen if not worker.lost)
+        self._call.begin("reset")
+        self._revived.clear()
+        try:
+            for worker in chosen:
+                if worker.lost:
+                    self._revive(worker)
+        except BaseException:
+            self._call.end()
+            raise
+
+    def reset_wait(self, timeout: float | None = None) -> tuple[Any, dict[str, Any]]:
+        """Waits for a reset that was started.
+
+        Args:
+            timeout: seconds; None: ``reset_timeout``.
+
+        Raises:
+            NoAsyncCallError: none was started.
+            CallTimeoutError: out of time; the reset is still pending.
+            Exception: as :meth:`reset`.
+        """
+        self._call.check_pending("reset")
+        self._collect("reset", self._deadline(timeout, self._timeouts.reset))
+        self._call.end()
+        self._needs_reset &= ~self._reset_rows
+        self._note_lost()
+        groups = self._take_infos()
+        self._take_failures()
+        return self._batch.observations.read_all(self.copy), info_columns.merge(groups, self.num_envs)
+
+    def _checked_seeds(self, seed: Any) -> list[int | None]:
+        if seed is None:
+            return [None] * self.num_envs
+        if isinstance(seed, int | np.integer):
+            seeds: list[Any] = [int(seed) + index for index in range(self.num_envs)]
+        else:
+            try:
+                seeds = list(seed)
+            except TypeError:
+                raise TypeError(f"seed: expected None, an int, or one for each sub-env, got {seed!r}") from None
+        if len(seeds) != self.num_envs:
+            raise ValueError(f"seed: expected one for each of {self.num_envs} sub-envs, got {len(seeds)}")
+        for index, own in enumerate(seeds):
+            if own is None:
+                continue
+            if not isinstance(own, int | np.integer):
+                raise TypeError(f"seed: expected an int or None for sub-env {index}, got {own!r}")
+            if own < 0:
+                raise ValueError(f"seed: expected 0 or more for sub-env {index}, got {own}")
+        return [None if own is None else int(own) for own in seeds]
+
+    def _checked_mask(
+        self, options: dict[str, Any] | None
+    ) -> tuple[npt.NDArray[np.bool_] | None, dict[str, Any] | None]:
+        if options is None or "reset_mask" not in options:
+            return None, options
+        mask = options["reset_mask"]
+        due = f"options['reset_mask']: expected a bool array of shape ({self.num_envs},) with a True in it, got"
+        if not isinstance(mask, np.ndarray):
+            raise TypeError(f"{due} {type(mask).__name__} {mask!r}")
+        if mask.dtype != np.bool_:
+            raise TypeError(f"{due} dtype {mask.dtype}")
+        if mask.shape != (self.num_envs,):
+            raise ValueError(f"{due} shape {mask.shape}")
+        if not mask.any():
+            raise ValueError(f"{due} {mask}")
+        return mask.copy(), {key: value for key, value in options.items() if key != "reset_mask"}
+
+    # step
+
+    def step(self, actions: Any) -> StepResult:
+        """Steps every sub-env once.
+
+        Args:
+            actions: one for each sub-env, batched as :attr:`action_space` has them.
+
+        Returns:
+            Observations, batched; rewards, float64 ``(num_envs,)``; terminations and truncations, bool ``(num_envs,)``;
+            infos, with a row for each sub-env.
+
+        Raises:
+            ValueError: there is not one action for each sub-env; nothing was stepped.
+            ResetNeeded: some sub-envs have failed, or have ended under ``AutoresetMode.DISABLED``; nothing was stepped.
+            AlreadyPendingCallError, ClosedEnvironmentError: not now; nothing was stepped.
+            CallTimeoutError: out of ``step_timeout``; ``step_wait`` goes on waiting.
+            WorkerLostError: a worker has died; ``reset()`` starts it again.
+            Exception: what a sub-env raised; the others have completed the step.
+        """
+        self.step_async(actions)
+        return self.step_wait()
+
+    def step_async(self, actions: Any) -> None:
+        """Starts a :meth:`step`; :meth:`step_wait` gives its result."""
+        self._call.check_idle("step_async")
+        self._check_steppable()
+        rest = self._batch.place_actions(actions)
+        if rest is None:
+            self._crew.ask((worker, Verb.STEP, _STEP) for worker in self._workers)
+        else:
+            self._crew.ask(
+                (worker, Verb.STEP, StepPayload(rest[worker.envs.start : worker.envs.stop])) for worker in self._workers
+            )
+        self._call.begin("step")
+
+    def step_wait(self, timeout: float | None = None) -> StepResult:
+        """Waits for a step that was started.
+
+        Args:
+            timeout: seconds; None: ``step_timeout``.
+
+        Raises:
+            NoAsyncCallError: none was started.
+            CallTimeoutError: out of time; the step is still pending.
+            Exception: as :meth:`step`.
+        """
+        self._call.check_pending("step")
+        self._collect("step", self._deadline(timeout, self._timeouts.step))
+        self._call.end()
+        groups = self._take_infos()
+        self._take_failures()
+        batch = self._batch
+        return (
+            batch.observations.read_all(self.copy),
+            batch.rewards.copy(),
+            batch.terminations.copy(),
+            batch.truncations.copy(),
+            info_columns.merge(groups, self.num_envs) if groups else {},
+        )
+
+    def _check_steppable(self) -> None:
+        if self._needs_reset.any():
+            raise ResetNeeded(
+                f"sub-envs {_listed(self._needs_reset)} have failed: call reset() before the next step (a reset_mask that "
+                "names them is enough)."
+            )
+        if self.autoreset_mode is AutoresetMode.DISABLED:
+            ended = self._batch.terminations | self._batch.truncations
+            if ended.any():
+                raise ResetNeeded(
+                    f"sub-envs {_listed(ended)} have ended their episodes and autoreset is disabled: reset them with "
+                    "options={'reset_mask': terminations | truncations} before the next step."
+                )
+        self._check_all_alive("step")
+
+    # call, attributes, render
+
+    def call(self, name: str, *args: Any, **kwargs: Any) -> tuple[Any, ...]:
+        """Calls the method ``name`` of every sub-env with copies of the arguments, or reads the attribute of that name.
+
+        Args:
+            name: of a method or attribute of the env or any of its wrappers; not reset, step or close.
+            *args: for the method.
+            **kwargs: for the method.
+
+        Returns:
+            One result for each sub-env.
+
+        Raises:
+            ValueError: ``name`` is one that the vector env has itself.
+            Exception: what a sub-env raised; the vector env is as usable as before.
+        """
+        self.call_async(name, *args, **kwargs)
+        return self.call_wait()
+
+    def call_async(self, name: str, /, *args: Any, **kwargs: Any) -> None:
+        """Starts a :meth:`call`; :meth:`call_wait` gives its results."""
+        self._call.check_idle("call_async")
+        if name in _RESERVED:
+            raise ValueError(f"call: expected a name that is the sub-envs' own, got {name!r}: use {name}() itself.")
+        self._check_all_alive("call")
+        payload = CallPayload(name, args, kwargs)
+        self._crew.ask((worker, Verb.CALL, payload) for worker in self._workers)
+        self._call.begin("call")
+
+    def call_wait(self, timeout: float | None = None) -> tuple[Any, ...]:
+        """Waits for a call that was started.
+
+        Args:
+            timeout: seconds; None: ``call_timeout``.
+
+        Raises:
+            NoAsyncCallError: none was started.
+            CallTimeoutError: out of time; the call is still pending.
+            Exception: as :meth:`call`.
+        """
+        self._call.check_pending("call")
+        return self._finish_call(timeout)
+
+    def _finish_call(self, timeout: float | None = None) -> tuple[Any, ...]:
+        self._collect("call", self._deadline(timeout, self._timeouts.call))
+        self._call.end()
+        outcomes: list[CallOutcome] = [self._replies[worker] for worker in self._workers]
+        failures = [failure for outcome in outcomes for failure in outcome.failures]
+        self._take_failures()
+        raise_failures(failures)
+        return tuple(result for outcome in outcomes for result in outcome.results)
+
+    def get_attr(self, name: str) -> tuple[Any, ...]:
+        """The attribute ``name`` of every sub-env (as :meth:`call` does, a method is called)."""
+        return self.call(name)
+
+    def set_attr(self, name: str, values: Any) -> None:
+        """Sets the attribute ``name`` of every sub-env to a copy of its value.
+
+        Args:
+            name: of the attribute.
+            values: a list or tuple with one value for each sub-env, or anything else: the value for all.
+
+        Raises:
+            ValueError: a list or tuple of another length; nothing was set.
+            Exception: what a sub-env raised; the vector env is as usable as before.
+        """
+        self._call.check_idle("set_attr")
+        if not isinstance(values, list | tuple):
+            values = [values] * self.num_envs
+        if len(values) != self.num_envs:
+            raise ValueError(
+                f"values: expected a list or tuple with one value for each of {self.num_envs} sub-envs, or a single value "
+                f"of another type, got {len(values)}"
+            )
+        self._check_all_alive("set_attr")
+        self._crew.ask(
+            (worker, Verb.SET_ATTR, SetAttrPayload(name, list(values[worker.envs.start : worker.envs.stop])))
+            for worker in self._workers
+        )
+        self._call.begin("call")
+        self._finish_call()
+
+    def render(self) -> tuple[Any, ...]:
+        """What ``render()`` of every sub-env gives."""
+        return self.call("render")
+
+    @property
+    def np_random(self) -> tuple[np.random.Generator, ...]:  # type: ignore[override, misc]
+        """The random generators of the sub-envs (copies, where these live in another process)."""
+        return self.get_attr("np_random")
+
+    @property
+    def np_random_seed(self) -> tuple[int, ...]:  # type: ignore[override]
+        """The seeds of the sub-envs' random generators; -1 where it is not known."""
+        return self.get_attr("np_random_seed")
+
+    # the end
+
+    def close_extras(self, timeout: float | None = None, terminate: bool = False, **kwargs: Any) -> None:
+        """Closes every sub-env that answers, ends the workers, frees everything; :meth:`close` calls it.
+
+        Args:
+            timeout: seconds that sub-envs have to finish what they do and close; None: 25.
+            terminate: do not wait for them.
+            **kwargs: ignored, for Gymnasium's other engines.
+
+        Raises:
+            Exception: what closing a sub-env raised, after everything was freed.
+        """
+        self.closed = self._call.closed = True
+        raise_failures(self._free(_CLOSE_TIMEOUT if timeout is None else timeout, forced=terminate))
+
+    def _free(self, timeout: float, forced: bool = False) -> Sequence[Failure]:
+        try:
+            return self._crew.end(timeout, forced)
+        finally:
+            self._finalizer.cancel()
+            self._batch = None  # type: ignore[assignment]
+            if self._block is not None:
+                self._block.close()
+
+    def __enter__(self) -> ContractVectorEnv:
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        self.close()
+
+    def __del__(self) -> None:
+        # Gymnasium 1.2's would wait for stuck sub-envs; the finalizer does better.
+        pass
+
+    # replies, failures, deaths
+
+    def _deadline(self, timeout: float | None, default: float | None) -> float | None:
+        self._waiting_for = timeout if timeout is not None else default
+        return _after(self._waiting_for)
+
+    def _collect(self, call: str, deadline: float | None) -> None:
+        """Takes every reply that is owed; those of the pending call go into ``_replies``.
+
+        Raises:
+            CallTimeoutError: some are not there in time; those that are stay taken.
+            WorkerLostError: a worker has died, and this is no reset that could start it again. The call is over; what
+                other workers still owe is taken by the next call.
+        """
+        crew = self._crew
+        while crew.num_owed:
+            try:
+                worker, verb, reply = crew.next_reply(deadline)
+            except CallTimeoutError:
+                raise self._timeout_error(call) from None
+            if reply is LOST:
+                self._lose(worker, call)
+            elif isinstance(reply, Failure):
+                # Started anew for this reset, and its constructor failed.
+                self._failures.append(reply)
+                crew.forget(worker)
+                worker.lost = True
+            elif worker.owed:
+                # An answer to a call that has ended without it.
+                self._note_failures(reply.failures, raised=False)
+            else:
+                self._replies[worker] = reply
+                if isinstance(reply, Outcome) and reply.failures:
+                    self._failures.extend(reply.failures)
+                    if worker.is_caller:
+                        self._stop_at_interrupt(worker)
+
+    def _take_infos(self) -> list[tuple[int, info_columns.Columns]]:
+        outcomes = [(worker, self._replies.get(worker)) for worker in self._workers]
+        return [(worker.envs.start, outcome.infos) for worker, outcome in outcomes if outcome and outcome.infos]
+
+    def _take_failures(self) -> None:
+        """Ends a call: forgets its replies, raises what sub-envs raised in a step or reset."""
+        self._replies.clear()
+        if self._failures:
+            failures, self._failures = self._failures, []
+            self._note_failures(failures, raised=True)
+            raise_failures(failures)
+
+    def _note_failures(self, failures: Sequence[Failure], raised: bool) -> None:
+        for failure in failures:
+            self._needs_reset[failure.env_index] = True
+        log_failures(failures, raised)
+
+    def _stop_at_interrupt(self, worker: Worker) -> None:
+        """Ctrl-C in the caller's own share ends the call at once: that share is not stepped to its end."""
+        last = self._failures[-1]
+        if not isinstance(last.error, Exception):
+            self._needs_reset[last.env_index : worker.envs.stop] = True
+            self._call.end()
+            self._take_failures()
+
+    def _lose(self, worker: Worker, call: str) -> None:
+        if call == "reset" and worker not in self._revived:
+            logger.warning("%s has died and is started again for this reset", _named(worker))
+            self._revive(worker)
+            return
+        error = self._lost_error(worker, call)
+        for other in self._crew.find_lost():
+            self._needs_reset[other.envs.start : other.envs.stop] = True
+            if other is not worker:
+                add_note(error, f"{_named(other)} has died too")
+        for failure in self._failures:
+            add_note(error, f"sub-env {failure.env_index} raised in {failure.call}: {failure.error!r}")
+        self._note_failures(self._failures, raised=False)
+        self._failures = []
+        self._replies.clear()
+        self._call.end()
+        raise error
+
+    def _lost_error(self, worker: Worker, call: str) -> WorkerLostError:
+        hint = "reset() starts it again." if call != "building its sub-envs" else worker.start_hint()
+        return WorkerLostError(
+            f"{_named(worker)} has died in {call}. {hint}",
+            env_indices=worker.envs,
+            pid=worker.pid,
+            exitcode=worker.exitcode,
+        )
+
+    def _revive(self, worker: Worker) -> None:
+        """Starts a worker that has died anew and passes it its share of the pending reset."""
+        self._revived.add(worker)
+        self._needs_reset[worker.envs.start : worker.envs.stop] = True
+        self._crew.start(worker)
+        self._crew.attach(worker, self._batch, self._block)
+        self._crew.ask([(worker, Verb.RESET, self._reset_payloads[worker])])
+
+    def _note_lost(self) -> None:
+        for worker in self._workers:
+            if worker.lost:
+                self._needs_reset[worker.envs.start : worker.envs.stop] = True
+
+    def _check_all_alive(self, call: str) -> None:
+        for worker in self._workers:
+            if worker.lost:
+                self._note_lost()
+                raise self._lost_error(worker, call)
+
+    def _timeout_error(self, call: str) -> CallTimeoutError:
+        waiting = [_named(worker) for worker in self._workers if self._crew.owes(worker)]
+        shown = ", ".join(waiting[:4]) + (f" and {len(waiting) - 4} more" if len(waiting) > 4 else "")
+        return CallTimeoutError(
+            f"`{call}` has no result after {self._waiting_for} s: {shown} still at work. The call is pending: wait again "
+            "for its result, or close()."
+        )
+
+
+def _abandon(crew: Crew) -> None:
+    crew.end(_ABANDON_TIMEOUT)
+
+
+def _after(timeout: float | None) -> float | None:
+    return None if timeout is None else time.monotonic() + timeout
+
+
+def _listed(mask: npt.NDArray[np.bool_]) -> list[int]:
+    return [int(index) for index in np.flatnonzero(mask)]
+
+
+def _named(worker: Worker) -> str:
+    envs = worker.envs
+    which = f"sub-env {envs.start}" if len(envs) == 1 else f"sub-envs {envs.start} to {envs.stop - 1}"
+    return f"the worker of {which} ({worker.describe()})"

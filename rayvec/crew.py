@@ -1,0 +1,272 @@
+"""The workers of one vector env, together: asking them, waiting for whichever answers first, ending them.
+
+::
+
+    ask ──▶ owed by the worker ──▶ next_reply: whichever answers first, or LOST, or out of time
+     │                                ▲
+     └─ over max_concurrency: queued ─┘ sent when another reply comes in
+
+Nothing here knows what a request means.
+"""
+
+from __future__ import annotations
+
+import os
+import selectors
+import time
+from collections import deque
+from collections.abc import Iterable, Sequence
+from multiprocessing import connection
+from typing import Any, Final
+
+from rayvec.batch import Batch
+from rayvec.errors import CallTimeoutError
+from rayvec.failures import Failure
+from rayvec.local.memory import SharedBlock
+from rayvec.protocol import REQUESTS, Verb
+from rayvec.sub_envs import CallOutcome
+from rayvec.worker import Reply, Worker
+
+__all__ = ["LOST", "Crew"]
+
+
+class _Lost:
+    def __repr__(self) -> str:
+        return "LOST"
+
+
+LOST: Final = _Lost()
+"""In place of a reply: the worker has died, and owes nothing any more."""
+
+_TERMINATE_GRACE = 0.4
+"""Seconds between asking processes to end and ending them."""
+_FLUSH_INTERVAL = 0.005
+"""Seconds between two attempts to send what a socket would not take."""
+
+
+class Crew:
+    """All workers of a vector env, in the order of their sub-envs.
+
+    Args:
+        workers: the workers; none is started yet.
+        max_concurrency: how many may be working on a step or reset at a time; None: all.
+
+    Attributes:
+        workers: the workers.
+        num_owed: how many replies have not been taken yet.
+    """
+
+    def __init__(self, workers: Sequence[Worker], max_concurrency: int | None = None) -> None:
+        self.workers = workers
+        self.num_owed = 0
+        self._max_concurrency = max_concurrency
+        self._queue: deque[tuple[Worker, Verb, Any]] = deque()
+        self._working: set[Worker] = set()
+        self._inline = [worker for worker in workers if worker.is_caller]
+        self._writers: set[Worker] = set()
+        self._ready: dict[Worker, None] = {}
+        self._selector = selectors.DefaultSelector()
+        self._watched: dict[Worker, Sequence[int]] = {}
+        self._owner = os.getpid()
+        self._ended = False
+
+    def start(self, worker: Worker) -> None:
+        """Starts ``worker``, anew if it ran before."""
+        self.forget(worker)
+        worker.start()
+        self.num_owed += 1
+        self._watched[worker] = worker.descriptors()
+        for descriptor in self._watched[worker]:
+            self._selector.register(descriptor, selectors.EVENT_READ, worker)
+
+    def attach(self, worker: Worker, batch: Batch, block: SharedBlock | None) -> None:
+        """Gives ``worker`` its memory."""
+        owed = len(worker.owed)
+        worker.attach(batch, block)
+        self.num_owed += len(worker.owed) - owed
+
+    def ask(self, requests: Iterable[tuple[Worker, Verb, tuple[Any, ...] | None]]) -> None:
+        """Sends each request, or queues it where ``max_concurrency`` is reached.
+
+        Raises:
+            Exception: a payload cannot be pickled; nothing was sent to anyone then.
+        """
+        prepared = []
+        common: dict[type[Worker], Any] = {}
+        for worker, verb, payload in requests:
+            if REQUESTS[verb].is_common:
+                if type(worker) not in common:
+                    common[type(worker)] = worker.prepare(verb, payload)
+                prepared.append((worker, verb, common[type(worker)]))
+            else:
+                prepared.append((worker, verb, worker.prepare(verb, payload)))
+        self.num_owed += len(prepared)
+        for worker, verb, ready in prepared:
+            if self._max_concurrency is None or not REQUESTS[verb].limited:
+                self._send(worker, verb, ready)
+            else:
+                self._queue.append((worker, verb, ready))
+        if self._queue:
+            self._send_queued()
+
+    def _send_queued(self) -> None:
+        """Sends what may be sent now; a worker's requests keep their order."""
+        assert self._max_concurrency is not None
+        waiting = self._queue
+        self._queue = deque()
+        while waiting:
+            worker, verb, prepared = waiting.popleft()
+            if worker in self._working or worker.owed or len(self._working) >= self._max_concurrency:
+                self._queue.append((worker, verb, prepared))
+                continue
+            self._working.add(worker)
+            self._send(worker, verb, prepared)
+
+    def _send(self, worker: Worker, verb: Verb, prepared: Any) -> None:
+        worker.send(verb, prepared)
+        if worker.wants_to_write():
+            self._writers.add(worker)
+
+    def next_reply(self, deadline: float | None) -> tuple[Worker, Verb | None, Reply]:
+        """Waits for the next reply of any worker.
+
+        Args:
+            deadline: of ``time.monotonic``; None waits for ever.
+
+        Returns:
+            The worker, the request that it answered, and the reply; :data:`LOST` for the reply of one that has died.
+
+        Raises:
+            CallTimeoutError: none came in time. All that is owed stays owed.
+        """
+        while True:
+            while self._ready:
+                worker = next(iter(self._ready))
+                reply = self._polled(worker)
+                if reply is None:
+                    del self._ready[worker]
+                elif reply is LOST:
+                    owed = self.owes(worker)
+                    worker.lost = True
+                    self.forget(worker)
+                    if owed:
+                        return worker, None, LOST
+                else:
+                    verb = worker.owed.popleft()
+                    self.num_owed -= 1
+                    if not worker.owed:
+                        del self._ready[worker]
+                    self._working.discard(worker)
+                    if self._queue:
+                        self._send_queued()
+                    return worker, verb, reply
+            self._wait(deadline)
+
+    def _polled(self, worker: Worker) -> Reply | None:
+        try:
+            reply = worker.poll()
+            if reply is None and not worker.is_alive():
+                # It may have answered between the two questions.
+                reply = worker.poll() or LOST
+        except EOFError:
+            return LOST
+        return reply
+
+    def _wait(self, deadline: float | None) -> None:
+        """Waits until some worker may have something to say."""
+        for worker in self._inline:
+            if worker.owed:
+                self._ready[worker] = None
+                return
+        timeout = None if deadline is None else max(deadline - time.monotonic(), 0.0)
+        if self._writers:
+            timeout = _FLUSH_INTERVAL if timeout is None else min(timeout, _FLUSH_INTERVAL)
+        self._ready.update((key.data, None) for key, _ in self._selector.select(timeout))
+        if self._ready:
+            return
+        if deadline is not None and time.monotonic() >= deadline:
+            raise CallTimeoutError("out of time")
+        self._ready.update(dict.fromkeys(self._writers))
+        self._writers = {worker for worker in self._writers if worker.wants_to_write()}
+
+    def owes(self, worker: Worker) -> bool:
+        """Whether ``worker`` has yet to answer something."""
+        return bool(worker.owed) or any(request[0] is worker for request in self._queue)
+
+    def forget(self, worker: Worker) -> None:
+        """Drops what ``worker`` owes and does not listen to it any more."""
+        for descriptor in self._watched.pop(worker, ()):
+            self._selector.unregister(descriptor)
+        self._ready.pop(worker, None)
+        self.num_owed -= len(worker.owed)
+        worker.owed.clear()
+        self._unqueue(worker)
+        self._working.discard(worker)
+        self._writers.discard(worker)
+
+    def _unqueue(self, worker: Worker) -> None:
+        queue = deque(request for request in self._queue if request[0] is not worker)
+        self.num_owed -= len(self._queue) - len(queue)
+        self._queue = queue
+
+    def find_lost(self) -> list[Worker]:
+        """The workers that have died, whether somebody noticed it before or not."""
+        return [worker for worker in self.workers if worker.lost or not worker.is_alive()]
+
+    def end(self, timeout: float, forced: bool = False) -> Sequence[Failure]:
+        """Ends all workers and frees what the caller held of them; harmless when done before, or in a forked process.
+
+        Args:
+            timeout: seconds that they have to close their sub-envs.
+            forced: do not ask them to.
+
+        Returns:
+            What closing the sub-envs raised.
+        """
+        if self._ended or os.getpid() != self._owner:
+            return ()
+        self._ended = True
+        deadline = time.monotonic() + timeout
+        failures: list[Failure] = []
+        try:
+            if not forced:
+                failures = self._close_politely(deadline)
+        finally:
+            self._end_by_force([worker for worker in self.workers if worker.is_alive()])
+            for worker in self.workers:
+                self.forget(worker)
+                worker.release()
+            self._selector.close()
+            self.workers = ()
+        return failures
+
+    def _close_politely(self, deadline: float) -> list[Failure]:
+        failures: list[Failure] = []
+        living = [worker for worker in self.workers if not worker.lost and worker.is_alive()]
+        for worker in living:
+            self._unqueue(worker)
+        self.ask((worker, Verb.CLOSE, None) for worker in living)
+        while any(worker.owed for worker in living):
+            try:
+                _, verb, reply = self.next_reply(deadline)
+            except CallTimeoutError:
+                break
+            if verb is Verb.CLOSE and isinstance(reply, CallOutcome):
+                failures.extend(reply.failures)
+        self._wait_for_ends(living, deadline)
+        return failures
+
+    def _wait_for_ends(self, workers: Iterable[Worker], deadline: float) -> None:
+        """Waits for the end of processes that have closed their sub-envs."""
+        ends = [worker.exit_descriptor() for worker in workers]
+        waiting = {descriptor for descriptor in ends if descriptor is not None}
+        while waiting and (left := deadline - time.monotonic()) > 0:
+            waiting -= set(connection.wait(waiting, left))
+
+    def _end_by_force(self, workers: Sequence[Worker]) -> None:
+        for worker in workers:
+            worker.terminate()
+        self._wait_for_ends(workers, time.monotonic() + _TERMINATE_GRACE)
+        for worker in workers:
+            if worker.is_alive():
+                worker.kill()

@@ -1,0 +1,213 @@
+"""The wire between the caller and a worker on the same machine: frames over a stream socket.
+
+A frame is one byte, the request's code, and nothing else where nothing else is to be said: that is the hot path. With the
+high bit set eight bytes of length and a payload follow::
+
+    ┌──────┐          ┌──────┬────────────┬─────────────┐
+    │ code │    or    │ code │ length: u64│ payload ... │
+    └──────┘          └──────┴────────────┴─────────────┘
+                       | 0x80
+
+The worker's end blocks. The caller's end never does, in neither direction, so that no stuck worker can hold the caller:
+what the socket does not take at once waits in an outbox, and half a frame waits for its other half.
+"""
+
+from __future__ import annotations
+
+import socket
+import struct
+from collections import deque
+from typing import Any
+
+__all__ = ["CallerChannel", "Frame", "WorkerChannel"]
+
+_HAS_PAYLOAD = 0x80
+_LENGTH = struct.Struct("<Q")
+_HEADER_SIZE = 1 + _LENGTH.size
+_BARE = [bytes([code]) for code in range(_HAS_PAYLOAD)]
+
+Frame = tuple[int, "memoryview | None"]
+
+
+def _header(code: int, parts: tuple[Any, ...]) -> bytes:
+    return bytes([code | _HAS_PAYLOAD]) + _LENGTH.pack(sum(len(part) for part in parts))
+
+
+class WorkerChannel:
+    """The worker's end: blocking."""
+
+    def __init__(self, sock: socket.socket) -> None:
+        self._socket = sock
+        sock.setblocking(True)
+
+    def send(self, code: int, *parts: bytes | memoryview) -> None:
+        """Sends a frame; ``parts``, if any, make up its payload. Raises EOFError when the caller is gone."""
+        try:
+            if not parts:
+                self._socket.sendall(_BARE[code])
+                return
+            self._socket.sendall(_header(code, parts))
+            for part in parts:
+                self._socket.sendall(part)
+        except ConnectionError:
+            raise EOFError from None
+
+    def receive(self) -> Frame:
+        """Waits for the next frame. Raises EOFError when the caller is gone."""
+        code = self._exactly(1)[0]
+        if code < _HAS_PAYLOAD:
+            return code, None
+        (length,) = _LENGTH.unpack(self._exactly(_LENGTH.size))
+        return code & ~_HAS_PAYLOAD, memoryview(self._exactly(length))
+
+    def receive_descriptor(self) -> int:
+        """Waits for the file descriptor that follows the frame just received."""
+        _, descriptors, _, _ = socket.recv_fds(self._socket, 1, 1)
+        if not descriptors:
+            raise EOFError
+        return descriptors[0]
+
+    def hang_up(self) -> None:
+        """Makes a thread that waits in :meth:`receive` see the end."""
+        try:
+            self._socket.shutdown(socket.SHUT_RDWR)
+        except OSError:
+            pass
+
+    def close(self) -> None:
+        """Closes the socket."""
+        self._socket.close()
+
+    def _exactly(self, count: int) -> bytes | bytearray:
+        try:
+            data = self._socket.recv(count)
+            if len(data) == count:
+                return data
+            whole = bytearray(count)
+            whole[: len(data)] = data
+            view = memoryview(whole)[len(data) :]
+            while view and data:
+                received = self._socket.recv_into(view)
+                view, data = view[received:], b"?" * bool(received)
+        except ConnectionError:
+            raise EOFError from None
+        if view:
+            raise EOFError
+        return whole
+
+
+class CallerChannel:
+    """The caller's end: neither sending nor receiving blocks."""
+
+    def __init__(self, sock: socket.socket) -> None:
+        self._socket = sock
+        sock.setblocking(False)
+        self._outbox: deque[memoryview | int] = deque()
+        self._inbox = bytearray()
+        self._body: memoryview | None = None
+        self._filled = 0
+        self._code = 0
+
+    def fileno(self) -> int:
+        """The socket's descriptor: readable when :meth:`poll` has something to tell."""
+        return self._socket.fileno()
+
+    def post(self, code: int, *parts: bytes | memoryview) -> None:
+        """Sends a frame, or as much of it as the socket takes now; :meth:`flush` sends the rest.
+
+        Raises:
+            EOFError: the worker is gone.
+        """
+        if not parts and not self._outbox:
+            try:
+                self._socket.send(_BARE[code])
+                return
+            except BlockingIOError:
+                pass
+            except OSError:
+                raise EOFError from None
+        if not parts:
+            self._outbox.append(memoryview(_BARE[code]))
+        else:
+            self._outbox.append(memoryview(_header(code, parts)))
+            self._outbox.extend(memoryview(part) for part in parts if len(part))
+        if not self.flush():
+            # What is left may be a view of memory that changes before it is sent.
+            self._outbox = deque(item if isinstance(item, int) else memoryview(bytes(item)) for item in self._outbox)
+
+    def post_descriptor(self, descriptor: int) -> None:
+        """Sends a file descriptor behind the frame just posted."""
+        self._outbox.append(descriptor)
+        self.flush()
+
+    def flush(self) -> bool:
+        """Sends what is left in the outbox; returns whether it is empty now. Raises EOFError."""
+        try:
+            while self._outbox:
+                item = self._outbox.popleft()
+                try:
+                    if isinstance(item, int):
+                        socket.send_fds(self._socket, [b"\0"], [item])
+                        continue
+                    sent = self._socket.send(item)
+                except BlockingIOError:
+                    self._outbox.appendleft(item)
+                    return False
+                if sent < len(item):
+                    self._outbox.appendleft(item[sent:])
+        except OSError:
+            raise EOFError from None
+        return True
+
+    @property
+    def is_flushed(self) -> bool:
+        """Whether everything posted has left."""
+        return not self._outbox
+
+    def poll(self) -> Frame | None:
+        """The next frame if all of it is here, else None. Raises EOFError when the worker is gone."""
+        while True:
+            frame = self._parsed() if self._inbox or self._body is not None else None
+            if frame is not None:
+                return frame
+            try:
+                if self._body is not None:
+                    received = self._socket.recv_into(self._body[self._filled :])
+                    self._filled += received
+                else:
+                    data = self._socket.recv(65536)
+                    received = len(data)
+                    if received == 1 and data[0] < _HAS_PAYLOAD and not self._inbox:
+                        return data[0], None
+                    self._inbox += data
+            except BlockingIOError:
+                return None
+            except OSError:
+                raise EOFError from None
+            if not received:
+                raise EOFError
+
+    def _parsed(self) -> Frame | None:
+        if self._body is None:
+            code = self._inbox[0]
+            if code < _HAS_PAYLOAD:
+                del self._inbox[:1]
+                return code, None
+            if len(self._inbox) < _HEADER_SIZE:
+                return None
+            (length,) = _LENGTH.unpack_from(self._inbox, 1)
+            here = self._inbox[_HEADER_SIZE : _HEADER_SIZE + length]
+            del self._inbox[: _HEADER_SIZE + length]
+            self._code = code & ~_HAS_PAYLOAD
+            self._filled = len(here)
+            here.extend(bytes(length - len(here)))
+            self._body = memoryview(here)
+        if self._filled < len(self._body):
+            return None
+        body, self._body = self._body, None
+        return self._code, body
+
+    def close(self) -> None:
+        """Closes the socket; what has not left is dropped."""
+        self._outbox.clear()
+        self._socket.close()

@@ -1,0 +1,323 @@
+"""The caller's side of a worker process: start it, talk to it, notice its death, end it."""
+
+from __future__ import annotations
+
+import contextlib
+import os
+import signal
+import socket
+from abc import abstractmethod
+from collections.abc import Callable, Iterator, Sequence
+from multiprocessing import connection
+from multiprocessing.context import BaseContext
+from multiprocessing.process import BaseProcess
+from typing import Any
+
+import cloudpickle
+from gymnasium.vector import AutoresetMode
+from gymnasium.vector.utils import clear_mpi_env_vars
+
+from rayvec import serialise
+from rayvec.batch import Batch
+from rayvec.local.channel import CallerChannel
+from rayvec.local.memory import SharedBlock
+from rayvec.local.seeding import worker_seed
+from rayvec.local.serve import AttachPayload, WorkerPlan, decode_reply, encode_actions, work
+from rayvec.protocol import StepPayload, Verb
+from rayvec.sub_envs import EnvFn
+from rayvec.worker import Reply, Worker
+
+__all__ = ["CarriedEnvFns", "ChildProcess", "ChildWorker", "ProcessWorker", "wait_readable"]
+
+_KILL_GRACE = 5.0
+"""Seconds that the system has to end a process after SIGKILL, which nothing can refuse."""
+_EXIT_GRACE = 0.5
+"""Seconds between the end of a connection and the end of the process behind it."""
+
+
+class CarriedEnvFns:
+    """The env_fns of one worker on their way into it: by value where they cannot be inherited.
+
+    Args:
+        env_fns: the functions.
+        first: the index of the first one.
+        inherited: the worker is forked off the caller; nothing has to be pickled.
+
+    Raises:
+        TypeError: one of them cannot be pickled and has to be.
+    """
+
+    def __init__(self, env_fns: Sequence[EnvFn], first: int, inherited: bool) -> None:
+        self._env_fns: Sequence[EnvFn] | None = env_fns
+        self._pickled = b"" if inherited else _pickled_env_fns(env_fns, first)
+
+    def __call__(self) -> Sequence[EnvFn]:
+        if self._env_fns is None:
+            self._env_fns = serialise.loads(self._pickled)
+        assert self._env_fns is not None
+        return self._env_fns
+
+    def __getstate__(self) -> bytes:
+        return self._pickled
+
+    def __setstate__(self, state: bytes) -> None:
+        self._env_fns, self._pickled = None, state
+
+
+def _pickled_env_fns(env_fns: Sequence[EnvFn], first: int) -> bytes:
+    try:
+        pickled: bytes = cloudpickle.dumps(list(env_fns))
+        return pickled
+    except Exception as whole:
+        for index, env_fn in enumerate(env_fns):
+            try:
+                cloudpickle.dumps(env_fn)
+            except Exception as error:
+                raise TypeError(
+                    f"env_fns[{first + index}] cannot be pickled, which this start method needs: {error}. Build what cannot "
+                    "be pickled inside the function, or use context='fork'."
+                ) from error
+        raise TypeError(f"the env_fns cannot be pickled together: {whole}") from whole
+
+
+class ChildProcess:
+    """A process of ``multiprocessing`` that can be watched by descriptor and ended within a known time.
+
+    Args:
+        context: how to start it.
+        target: its main function.
+        args: that function's arguments.
+        name: of the process.
+        daemon: its ``daemon`` flag.
+
+    Attributes:
+        process: the process.
+        pid: its process id.
+        descriptor: becomes readable when it has ended.
+    """
+
+    def __init__(
+        self, context: BaseContext, target: Callable[..., None], args: tuple[Any, ...], *, name: str, daemon: bool
+    ) -> None:
+        self.process: BaseProcess = context.Process(target=target, name=name, args=args, daemon=daemon)  # type: ignore[attr-defined]
+        with _starting_quietly():
+            self.process.start()
+        assert self.process.pid is not None
+        self.pid: int = self.process.pid
+        self._pidfd = -1
+        with contextlib.suppress(AttributeError, OSError):
+            self._pidfd = os.pidfd_open(self.pid)
+        # Not every platform has the former; the latter stays silent while a process forked off the worker lives on.
+        self.descriptor: int = self._pidfd if self._pidfd >= 0 else self.process.sentinel
+
+    def is_alive(self) -> bool:
+        """Whether it still runs; does not wait."""
+        return not wait_readable(self.descriptor, 0.0)
+
+    def exitcode(self) -> int | None:
+        """Its exit code, minus the signal's number if a signal ended it; None while it runs."""
+        if not wait_readable(self.descriptor, _EXIT_GRACE):
+            return None
+        self.process.join(_EXIT_GRACE)
+        return self.process.exitcode
+
+    def describe(self) -> str:
+        """Who it is, and how it ended if it did."""
+        code = self.exitcode()
+        if code is None:
+            return f"process {self.pid}"
+        if code < 0:
+            with contextlib.suppress(ValueError):
+                return f"process {self.pid}, ended by signal {signal.Signals(-code).name}"
+        return f"process {self.pid}, ended with exit code {code}"
+
+    def release(self) -> None:
+        """Frees what the caller holds of it, once it has ended."""
+        wait_readable(self.descriptor, _KILL_GRACE)
+        self.process.join(_KILL_GRACE)
+        if self._pidfd >= 0:
+            os.close(self._pidfd)
+            self._pidfd = -1
+        if self.process.exitcode is not None:
+            self.process.close()
+
+
+@contextlib.contextmanager
+def _starting_quietly() -> Iterator[None]:
+    """A process started within has Ctrl-C blocked until it minds it, and none of MPI's environment variables."""
+    with clear_mpi_env_vars():
+        if not hasattr(signal, "pthread_sigmask"):
+            yield
+            return
+        before = signal.pthread_sigmask(signal.SIG_BLOCK, {signal.SIGINT})
+        try:
+            yield
+        finally:
+            signal.pthread_sigmask(signal.SIG_SETMASK, before)
+
+
+def wait_readable(descriptor: int, timeout: float) -> bool:
+    """Waits for a descriptor to become readable, ``timeout`` seconds at most; returns whether it is."""
+    return bool(connection.wait([descriptor], max(timeout, 0.0)))
+
+
+class ChildWorker(Worker):
+    """A worker that is a child process: what there is to it whatever is said to it."""
+
+    def __init__(self, envs: range) -> None:
+        super().__init__(envs)
+        self._child: ChildProcess | None = None
+
+    @abstractmethod
+    def _disconnect(self) -> None:
+        """Closes the connection to the process."""
+
+    def exit_descriptor(self) -> int | None:
+        return self._child.descriptor if self._child is not None else None
+
+    def is_alive(self) -> bool:
+        return self._child is not None and self._child.is_alive()
+
+    def terminate(self) -> None:
+        if self._child is not None:
+            self._child.process.terminate()
+
+    def kill(self) -> None:
+        if self._child is not None:
+            self._child.process.kill()
+
+    def release(self) -> None:
+        if self._child is not None:
+            self._child.release()
+            self._child = None
+        self._disconnect()
+        self.owed.clear()
+
+    def describe(self) -> str:
+        return self._child.describe() if self._child is not None else "a process that has ended"
+
+    def start_hint(self) -> str:
+        return (
+            "An env_fn may have ended its process; under spawn and forkserver a script must also guard its main code with "
+            "`if __name__ == '__main__':`."
+        )
+
+    @property
+    def pid(self) -> int | None:
+        return self._child.pid if self._child is not None else None
+
+    @property
+    def exitcode(self) -> int | None:
+        return self._child.exitcode() if self._child is not None else None
+
+    @property
+    def process(self) -> BaseProcess | None:
+        """The process that it runs in, if it runs."""
+        return self._child.process if self._child is not None else None
+
+
+class ProcessWorker(ChildWorker):
+    """A process of its own for some sub-envs.
+
+    Args:
+        env_fns: how to build them.
+        first: the index of the first one.
+        autoreset_mode: the vector env's.
+        context: how to start the process.
+        daemon: the process's ``daemon`` flag.
+        name: of the process.
+    """
+
+    def __init__(
+        self,
+        env_fns: Sequence[EnvFn],
+        first: int,
+        autoreset_mode: AutoresetMode,
+        context: BaseContext,
+        daemon: bool,
+        name: str,
+    ) -> None:
+        super().__init__(range(first, first + len(env_fns)))
+        self._env_fns = CarriedEnvFns(env_fns, first, inherited=context.get_start_method() == "fork")
+        self._autoreset_mode = autoreset_mode
+        self._context = context
+        self._daemon = daemon
+        self._name = name
+        self._num_starts = 0
+        self._channel: CallerChannel | None = None
+        self._batch: Batch | None = None
+        self._is_shared = False
+
+    def start(self) -> None:
+        self.kill()
+        self.release()
+        seed = worker_seed(self.envs.start, self._num_starts)
+        self._num_starts += 1
+        ours, theirs = socket.socketpair()
+        try:
+            plan = WorkerPlan(self.envs.start, self._autoreset_mode, seed, os.getpid())
+            self._child = ChildProcess(
+                self._context, work, (theirs, self._env_fns, plan), name=self._name, daemon=self._daemon
+            )
+        except BaseException:
+            ours.close()
+            raise
+        finally:
+            theirs.close()
+        self._channel = CallerChannel(ours)
+        self.lost = False
+        self.owed.append(Verb.START)
+
+    def attach(self, batch: Batch, block: SharedBlock | None) -> None:
+        self._batch = batch
+        self._is_shared = block is not None
+        num_rows = batch.num_rows if block is not None else len(self.envs)
+        payload = AttachPayload(
+            batch.observation_space, batch.action_space, num_rows, block.token if block is not None else None
+        )
+        self._post(Verb.ATTACH, serialise.dumps(tuple(payload)))
+        if block is not None and self._channel is not None:
+            with contextlib.suppress(EOFError):
+                block.send_descriptor(self._channel)
+
+    def prepare(self, verb: Verb, payload: tuple[Any, ...] | None) -> Sequence[bytes | memoryview]:
+        if isinstance(payload, StepPayload):
+            rows = None
+            if payload.actions is None and not self._is_shared:
+                assert self._batch is not None
+                rows = self._batch.pack_actions(self.envs.start, self.envs.stop)
+            return encode_actions(payload.actions, rows)
+        return () if payload is None else (serialise.dumps(tuple(payload)),)
+
+    def send(self, verb: Verb, prepared: Sequence[bytes | memoryview]) -> None:
+        self._post(verb, *prepared)
+
+    def _post(self, verb: Verb, *parts: bytes | memoryview) -> None:
+        self.owed.append(verb)
+        if self._channel is not None:
+            with contextlib.suppress(EOFError):
+                self._channel.post(verb, *parts)
+
+    def poll(self) -> Reply | None:
+        if self._channel is None:
+            raise EOFError
+        if not self._channel.is_flushed:
+            self._channel.flush()
+        frame = self._channel.poll()
+        if frame is None:
+            return None
+        code, data = frame
+        return decode_reply(Verb(code), data, self._batch, self.envs, self._is_shared)
+
+    def descriptors(self) -> Sequence[int]:
+        if self._channel is None or self._child is None:
+            return ()
+        return (self._channel.fileno(), self._child.descriptor)
+
+    def wants_to_write(self) -> bool:
+        return self._channel is not None and not self._channel.is_flushed
+
+    def _disconnect(self) -> None:
+        if self._channel is not None:
+            self._channel.close()
+            self._channel = None

@@ -1,0 +1,291 @@
+"""The worker's side: what runs in a worker process, and in a Ray actor on the caller's node.
+
+::
+
+    caller                                 worker
+      │  (starts it)                         builds its sub-envs
+      │ ◀──────────────────────────── START  spaces, metadata, or why it failed
+      │  ATTACH ───────────────────────────▶ lays its Batch over the shared block (or makes a small one of its own)
+      │ ◀─────────────────────────────────
+      │  STEP: one byte ───────────────────▶ reads its actions' rows, steps, writes its results' rows
+      │ ◀──────────────────────────── STEP   one byte; infos and failures follow when there are any
+      │  ...
+      │  CLOSE ────────────────────────────▶ closes its sub-envs and ends
+      │ ◀────────────────────────────
+"""
+
+from __future__ import annotations
+
+import os
+import random
+import select
+import signal
+import socket
+import struct
+import threading
+import time
+from collections.abc import Callable, Sequence
+from multiprocessing import parent_process
+from typing import Any, NamedTuple
+
+import numpy as np
+from gymnasium import Space
+from gymnasium.vector import AutoresetMode
+
+from rayvec import serialise
+from rayvec.batch import Batch
+from rayvec.failures import Failure, PackedFailure
+from rayvec.local.channel import WorkerChannel
+from rayvec.local.memory import SharedBlock
+from rayvec.protocol import Verb, perform
+from rayvec.sub_envs import CallOutcome, EnvFn, Outcome, SubEnvs
+
+__all__ = ["AttachPayload", "WorkerPlan", "decode_reply", "follow_caller", "serve", "work"]
+
+_GRACE = 1.0
+"""Seconds that a worker has to close its sub-envs once its caller is gone."""
+
+_LENGTH = struct.Struct("<Q")
+
+
+class WorkerPlan(NamedTuple):
+    """What a worker is told when it is started.
+
+    Attributes:
+        first: the index of its first sub-env.
+        autoreset_mode: the vector env's.
+        seed: for its global random generators.
+        caller: the process id of the caller.
+    """
+
+    first: int
+    autoreset_mode: AutoresetMode
+    seed: int
+    caller: int
+
+
+class AttachPayload(NamedTuple):
+    """What a worker lays its batch over.
+
+    Attributes:
+        observation_space: the single observation space.
+        action_space: the single action space.
+        num_rows: how many rows the batch has.
+        block: the token of the shared block; None: the worker's rows are its own and travel as bytes.
+    """
+
+    observation_space: Space[Any]
+    action_space: Space[Any]
+    num_rows: int
+    block: tuple[str | None, int] | None
+
+
+def work(sock: socket.socket, env_fns: Callable[[], Sequence[EnvFn]], plan: WorkerPlan) -> None:
+    """The main function of a worker process."""
+    channel = WorkerChannel(sock)
+    _mind_signals()
+    follow_caller(plan.caller, channel)
+    random.seed(plan.seed)
+    np.random.seed(plan.seed % 2**32)
+    serve(channel, SubEnvs.build(env_fns, plan.first, plan.autoreset_mode))
+
+
+def serve(channel: WorkerChannel, built: SubEnvs | Failure) -> None:
+    """Answers requests about sub-envs until told to close, or until the caller is gone."""
+    try:
+        if isinstance(built, Failure):
+            channel.send(Verb.START, serialise.dumps(built.pack()))
+            return
+        try:
+            channel.send(Verb.START, serialise.dumps(built.describe()))
+            _Session(channel, built).run()
+        finally:
+            built.close()
+    except EOFError:
+        pass
+    finally:
+        channel.close()
+
+
+def follow_caller(caller: int, channel: WorkerChannel) -> None:
+    """Ends this process soon after process ``caller`` has ended: politely if the sub-envs let it, else by force.
+
+    End of file on the channel would tell as much, but not if a process forked off the caller has inherited its end.
+    """
+    threading.Thread(target=_follow, args=(caller, channel), name="rayvec-follow-caller", daemon=True).start()
+
+
+def _follow(caller: int, channel: WorkerChannel) -> None:
+    try:
+        descriptor = os.pidfd_open(caller)
+    except ProcessLookupError:
+        pass
+    except (AttributeError, OSError):
+        parent = parent_process()
+        if parent is not None:
+            parent.join()
+    else:
+        select.select([descriptor], [], [])
+    channel.hang_up()
+    time.sleep(_GRACE)
+    os._exit(1)
+
+
+def _mind_signals() -> None:
+    """Ctrl-C is the caller's to handle; SIGTERM ends the worker even where the caller had a handler for it."""
+    if threading.current_thread() is not threading.main_thread():
+        return
+    signal.signal(signal.SIGINT, signal.SIG_IGN)
+    signal.signal(signal.SIGTERM, signal.SIG_DFL)
+    if hasattr(signal, "pthread_sigmask"):
+        signal.pthread_sigmask(signal.SIG_UNBLOCK, {signal.SIGINT})
+
+
+class _Session:
+    """Answers one caller's requests."""
+
+    def __init__(self, channel: WorkerChannel, sub_envs: SubEnvs) -> None:
+        self._channel = channel
+        self._sub_envs = sub_envs
+        self._batch: Batch
+        self._shared = False
+
+    def run(self) -> None:
+        while True:
+            code, data = self._channel.receive()
+            verb = Verb(code)
+            if verb is Verb.CLOSE:
+                self._reply(verb, CallOutcome([], self._sub_envs.close()))
+                return
+            if verb is Verb.ATTACH:
+                assert data is not None
+                self._attach(AttachPayload(*serialise.loads(data)))
+                self._channel.send(verb)
+            elif verb is Verb.STEP:
+                self._reply(verb, self._sub_envs.step(self._actions(data)))
+            else:
+                assert data is not None
+                self._reply(verb, perform(self._sub_envs, verb, serialise.loads(data)))
+
+    def _attach(self, payload: AttachPayload) -> None:
+        observation_space, action_space, num_rows, block = payload
+        self._shared = block is not None
+        buffer = SharedBlock.attach(block, self._channel) if block is not None else None
+        self._batch = Batch(observation_space, action_space, num_rows, buffer)
+        self._sub_envs.attach(self._batch, self._sub_envs.first if self._shared else 0)
+
+    def _actions(self, data: memoryview | None) -> Sequence[Any] | None:
+        """The actions of a step: in the rows already, as bytes to be put there, or one by one."""
+        if data is None:
+            return None
+        if data[0] == _ACTION_BYTES[0]:
+            self._batch.unpack_actions(data[1:])
+            return None
+        actions: Sequence[Any] = serialise.loads(data[1:])
+        return actions
+
+    def _reply(self, verb: Verb, outcome: Outcome | CallOutcome) -> None:
+        has_rows = isinstance(outcome, Outcome)
+        objects = self._batch.take_objects() if has_rows else None
+        extra = b""
+        if objects or outcome.failures or outcome[0]:
+            extra = self._pickled(verb, outcome, objects)
+        if has_rows and not self._shared:
+            self._channel.send(verb, _LENGTH.pack(len(extra)), extra, *self._batch.pack_results())
+        elif extra:
+            self._channel.send(verb, _LENGTH.pack(len(extra)), extra)
+        else:
+            self._channel.send(verb)
+
+    def _pickled(self, verb: Verb, outcome: Outcome | CallOutcome, objects: list[dict[int, Any]] | None) -> bytes:
+        packed = [failure.pack() for failure in outcome.failures]
+        try:
+            return serialise.dumps((outcome[0], packed, objects))
+        except Exception as error:
+            return serialise.dumps(self._without_unpicklable(verb, outcome, objects, packed, error))
+
+    def _without_unpicklable(
+        self,
+        verb: Verb,
+        outcome: Outcome | CallOutcome,
+        objects: list[dict[int, Any]] | None,
+        packed: list[PackedFailure],
+        error: Exception,
+    ) -> tuple[Any, list[PackedFailure], list[dict[int, Any]] | None]:
+        """Drops what cannot be sent; the sub-envs that gave it count as having raised."""
+        first = self._sub_envs.first
+        blamed: dict[int, str] = {}
+        if isinstance(outcome, CallOutcome):
+            results = list(outcome.results)
+            for index, result in enumerate(results):
+                if not _can_pickle(result):
+                    blamed[index], results[index] = f"returned {type(result).__name__}, which cannot be pickled", None
+            kept: Any = results
+        else:
+            kept = {}
+            for key, column in outcome.infos.items():
+                if _can_pickle(column):
+                    kept[key] = column
+                else:
+                    blamed.update((index, f"info[{key!r}] cannot be pickled") for index in column.rows)
+        for values in objects or ():
+            for row in [row for row, value in values.items() if not _can_pickle(value)]:
+                blamed[row - (first if self._shared else 0)] = "its observation cannot be pickled"
+                del values[row]
+        for index, told in blamed.items():
+            if isinstance(outcome, Outcome):
+                self._sub_envs.fail(first + index)
+            told_whole = f"sub-env {first + index}: {told}: {error}"
+            packed.append(Failure(first + index, verb.name.lower(), TypeError(told_whole), told_whole).pack())
+        return kept, packed, objects
+
+
+_ACTION_BYTES = b"\0"
+_ACTION_LIST = b"\1"
+
+
+def encode_actions(actions: Sequence[Any] | None, rows: Sequence[memoryview] | None) -> Sequence[bytes | memoryview]:
+    """The payload of a STEP: nothing where the actions lie in shared rows."""
+    if actions is not None:
+        return (_ACTION_LIST, serialise.dumps(actions))
+    return (_ACTION_BYTES, *rows) if rows is not None else ()
+
+
+def decode_reply(verb: Verb, data: memoryview | None, batch: Batch | None, envs: range, shared: bool) -> Any:
+    """What a worker's reply says; rows and objects that it brings are put into ``batch``."""
+    if verb is Verb.START:
+        assert data is not None
+        description = serialise.loads(data)
+        return description.unpack() if isinstance(description, PackedFailure) else description
+    if data is None:
+        return _NOTHING[verb]
+    (length,) = _LENGTH.unpack_from(data)
+    extra, rows = data[_LENGTH.size : _LENGTH.size + length], data[_LENGTH.size + length :]
+    if len(rows):
+        assert batch is not None
+        batch.unpack_results(envs.start, envs.stop, rows)
+    if not length:
+        return _NOTHING[verb]
+    kept, packed, objects = serialise.loads(extra)
+    if objects:
+        assert batch is not None
+        batch.put_objects(objects, 0 if shared else envs.start)
+    return type(_NOTHING[verb])(kept, [failure.unpack() for failure in packed])
+
+
+_NOTHING: dict[Verb, Any] = {
+    Verb.ATTACH: CallOutcome([]),
+    Verb.RESET: Outcome(),
+    Verb.STEP: Outcome(),
+    Verb.CALL: CallOutcome([]),
+    Verb.SET_ATTR: CallOutcome([]),
+    Verb.CLOSE: CallOutcome([]),
+}
+
+
+def _can_pickle(value: Any) -> bool:
+    try:
+        serialise.dumps(value)
+    except Exception:
+        return False
+    return True

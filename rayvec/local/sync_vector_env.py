@@ -1,0 +1,66 @@
+"""SyncVectorEnv: the caller steps all sub-envs itself, one after the other.
+
+::
+
+    step(actions) ─▶ Batch (heap) ─▶ InlineWorker ─▶ SubEnvs ─▶ env 0, env 1, ... ─▶ Batch ─▶ results
+
+It is the engine to debug with, and the measure for the others: the same contract, checks and data, with nothing between.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from typing import Any
+
+import gymnasium as gym
+from gymnasium.vector import AutoresetMode
+
+from rayvec.contract import ContractVectorEnv, check_autoreset_mode, check_env_fns
+from rayvec.spaces import ObservationMode
+from rayvec.sub_envs import EnvFn
+from rayvec.worker import InlineWorker
+
+__all__ = ["SyncVectorEnv"]
+
+
+class SyncVectorEnv(ContractVectorEnv):
+    """Steps sub-envs one after the other in the calling process.
+
+    Args:
+        env_fns: functions that each make an env; each is called once.
+        copy: whether observations are handed out as copies; else as views, valid until the next call.
+        observation_mode: "same"; "different" for spaces of one shape and dtype with other bounds; or a pair
+            (observation_space, single_observation_space).
+        autoreset_mode: what happens at the end of an episode.
+
+    Raises:
+        ValueError, TypeError: an argument is wrong.
+        RuntimeError: the spaces of the sub-envs cannot be batched.
+        Exception: what an env_fn raised; nothing is left behind.
+
+    Example:
+        >>> import gymnasium as gym
+        >>> import rayvec
+        >>> envs = rayvec.SyncVectorEnv([lambda: gym.make("CartPole-v1")] * 2)
+        >>> observations, infos = envs.reset(seed=7)
+        >>> observations.shape
+        (2, 4)
+        >>> envs.close()
+    """
+
+    def __init__(
+        self,
+        env_fns: Sequence[EnvFn],
+        copy: bool = True,
+        observation_mode: ObservationMode = "same",
+        autoreset_mode: str | AutoresetMode = AutoresetMode.NEXT_STEP,
+    ) -> None:
+        self.env_fns = check_env_fns(env_fns)
+        autoreset_mode = check_autoreset_mode(autoreset_mode)
+        self._inline = InlineWorker(self.env_fns, 0, autoreset_mode)
+        super().__init__([self._inline], copy=copy, observation_mode=observation_mode, autoreset_mode=autoreset_mode)
+
+    @property
+    def envs(self) -> list[gym.Env[Any, Any] | None]:
+        """The sub-envs themselves; None in place of one that failed and could not be built anew."""
+        return self._inline.sub_envs.envs if self._inline.sub_envs is not None else []

@@ -1,0 +1,304 @@
+"""What a step, a reset and a call mean for a run of sub-environments. Every engine steps its envs through here.
+
+A :class:`SubEnvs` lives where its envs live: in the caller (sync), in a worker process, in a Ray actor. It writes results
+straight into rows of a :class:`~rayvec.batch.Batch` and returns what has no row: infos and failures.
+
+One sub-env's life::
+
+            reset                    step: terminated or truncated
+    built ────────▶ in an episode ──────────────────────────────▶ ended
+      ▲                   ▲  │ raised                               │ NEXT_STEP: the next step resets it
+      │ reset builds      │  ▼                                      │ SAME_STEP: reset at once, within the step
+      └─ it anew ───── failed                                       │ DISABLED: only reset() does
+                          └────────────────────────────────────────┘
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Mapping, Sequence
+from typing import Any, NamedTuple
+
+import gymnasium as gym
+import numpy as np
+from gymnasium import Space
+from gymnasium.vector import AutoresetMode
+
+from rayvec import infos as info_columns
+from rayvec.batch import Batch
+from rayvec.columns import Mismatch, snapshot
+from rayvec.errors import InvalidObservationError, InvalidRewardError
+from rayvec.failures import Failure
+
+__all__ = ["CallOutcome", "Description", "EnvFn", "Outcome", "SubEnvs", "reward_as_float"]
+
+EnvFn = Callable[[], gym.Env[Any, Any]]
+
+
+class Outcome(NamedTuple):
+    """What a step or a reset gives besides the rows of the batch."""
+
+    infos: info_columns.Columns = {}
+    failures: Sequence[Failure] = ()
+
+
+class CallOutcome(NamedTuple):
+    """What ``call`` gives: a result for each sub-env (None for one that failed)."""
+
+    results: list[Any]
+    failures: Sequence[Failure] = ()
+
+
+class Description(NamedTuple):
+    """What the caller has to know of some sub-envs.
+
+    Attributes:
+        spaces: the different pairs (observation space, action space) among them.
+        which: for each sub-env, which pair is its.
+        metadata: the first one's.
+        render_mode: the first one's.
+    """
+
+    spaces: list[tuple[Space[Any], Space[Any]]]
+    which: list[int]
+    metadata: dict[str, Any]
+    render_mode: str | None
+
+
+class SubEnvs:
+    """A run of consecutive sub-envs.
+
+    Args:
+        env_fns: a function for each of them; each is called once, in order.
+        first: the index of the first one in the vector env.
+        autoreset_mode: what happens at the end of an episode.
+
+    Attributes:
+        first: the index of the first one.
+        envs: the envs; None in place of one that could not be built anew.
+    """
+
+    def __init__(self, env_fns: Sequence[EnvFn], first: int, autoreset_mode: AutoresetMode) -> None:
+        self.first = first
+        self.envs: list[gym.Env[Any, Any] | None] = []
+        self._env_fns = env_fns
+        self._autoreset_mode = autoreset_mode
+        self._ended = [False] * len(env_fns)
+        self._failed = [False] * len(env_fns)
+        self._batch: Batch
+        self._rows = range(0)
+
+    @classmethod
+    def build(
+        cls, env_fns: Callable[[], Sequence[EnvFn]], first: int, autoreset_mode: AutoresetMode
+    ) -> SubEnvs | Failure:
+        """The sub-envs, or what kept the first bad one from being built; the ones before it are closed then."""
+        index = 0
+        sub_envs = None
+        try:
+            sub_envs = cls(env_fns(), first, autoreset_mode)
+            for index, env_fn in enumerate(sub_envs._env_fns):  # noqa: B007 - the handler below tells it
+                sub_envs.envs.append(env_fn())
+            sub_envs.describe()
+        except BaseException as error:
+            if sub_envs is not None:
+                sub_envs.close()
+            return Failure.caught(first + index, "its constructor", error)
+        return sub_envs
+
+    def __len__(self) -> int:
+        return len(self._env_fns)
+
+    def describe(self) -> Description:
+        """What the caller has to know of them."""
+        pairs: list[tuple[Space[Any], Space[Any]]] = []
+        which = []
+        for env in self._living():
+            pair = (env.observation_space, env.action_space)
+            if pair not in pairs:
+                pairs.append(pair)
+            which.append(pairs.index(pair))
+        first = next(self._living())
+        return Description(pairs, which, dict(first.metadata), first.render_mode)
+
+    def attach(self, batch: Batch, first_row: int) -> None:
+        """Tells them where their rows are: from ``first_row`` on."""
+        self._batch = batch
+        self._rows = range(first_row, first_row + len(self))
+
+    def step(self, actions: Sequence[Any] | None = None) -> Outcome:
+        """Steps each of them once.
+
+        Args:
+            actions: one for each; None: they lie in the batch's rows.
+        """
+        batch, rows = self._batch, self._rows
+        if actions is None:
+            actions = batch.action_rows(rows.start, rows.stop)
+        rewards, terminations, truncations = batch.rewards, batch.terminations, batch.truncations
+        terminations[rows.start : rows.stop] = False
+        truncations[rows.start : rows.stop] = False
+        write = batch.observations.write
+        same_step = self._autoreset_mode is AutoresetMode.SAME_STEP
+        next_step = self._autoreset_mode is AutoresetMode.NEXT_STEP
+        ended = self._ended
+        infos: list[tuple[int, Mapping[Any, Any]]] = []
+        failures: list[Failure] = []
+        for index, env in enumerate(self.envs):
+            row = rows[index]
+            try:
+                if next_step and ended[index]:
+                    ended[index] = False
+                    rewards[row] = 0.0
+                    info = self._reset_env(index)
+                else:
+                    observation, reward, terminated, truncated, info = env.step(actions[index])  # type: ignore[union-attr]
+                    try:
+                        write(row, observation)
+                    except Mismatch as mismatch:
+                        raise self._invalid(index, "step", mismatch) from None
+                    rewards[row] = reward if type(reward) is float else reward_as_float(self.first + index, reward)
+                    if info:
+                        info = info_columns.copied(info)
+                    if terminated or truncated:
+                        terminations[row] = bool(terminated)
+                        truncations[row] = bool(truncated)
+                        if same_step:
+                            ending = {"final_obs": batch.observations.read(row), "final_info": info}
+                            info = {**ending, **self._reset_env(index)}
+                        else:
+                            ended[index] = True
+                if info:
+                    infos.append((index, info))
+            except BaseException as error:
+                self._failed[index] = True
+                failures.append(Failure.caught(self.first + index, "step", error))
+                if not isinstance(error, Exception):
+                    self._failed[index:] = [True] * (len(self) - index)
+                    break
+        return Outcome(info_columns.gather(infos) if infos else {}, failures)
+
+    def reset(
+        self,
+        seeds: Sequence[int | None],
+        options: dict[str, Any] | None,
+        mask: Sequence[bool] | None,
+    ) -> Outcome:
+        """Resets those that ``mask`` names (None: all); one that failed is closed and built anew first.
+
+        Args:
+            seeds: one for each sub-env, whether it is reset or not.
+            options: for each ``env.reset``, a copy each.
+            mask: which to reset.
+        """
+        infos: list[tuple[int, Mapping[Any, Any]]] = []
+        failures: list[Failure] = []
+        for index, row in enumerate(self._rows):
+            if mask is not None and not mask[index]:
+                continue
+            try:
+                if self._failed[index] or self.envs[index] is None:
+                    self._rebuild(index)
+                self._batch.rewards[row] = 0.0
+                self._batch.terminations[row] = self._batch.truncations[row] = False
+                self._ended[index] = False
+                info = self._reset_env(index, seed=seeds[index], options=snapshot(options))
+                if info:
+                    infos.append((index, info))
+            except BaseException as error:
+                self._failed[index] = True
+                failures.append(Failure.caught(self.first + index, "reset", error))
+                if not isinstance(error, Exception):
+                    self._failed[index:] = [True] * (len(self) - index)
+                    break
+        return Outcome(info_columns.gather(infos) if infos else {}, failures)
+
+    def call(self, name: str, args: tuple[Any, ...], kwargs: dict[str, Any]) -> CallOutcome:
+        """Calls the method ``name`` of each, with copies of the arguments, or reads the attribute of that name."""
+        results: list[Any] = []
+        failures: list[Failure] = []
+        for index in range(len(self)):
+            result = None
+            try:
+                found = self._env(index).get_wrapper_attr(name)
+                result = found(*snapshot(args), **snapshot(kwargs)) if callable(found) else found
+            except BaseException as error:
+                failures.append(Failure.caught(self.first + index, f"call of {name!r}", error))
+            results.append(result)
+        return CallOutcome(results, failures)
+
+    def set_attr(self, name: str, values: Sequence[Any]) -> CallOutcome:
+        """Sets the attribute ``name`` of each to a copy of its value."""
+        failures: list[Failure] = []
+        for index, value in enumerate(values):
+            try:
+                self._env(index).set_wrapper_attr(name, snapshot(value))
+            except BaseException as error:
+                failures.append(Failure.caught(self.first + index, f"setting {name!r}", error))
+        return CallOutcome([], failures)
+
+    def close(self) -> Sequence[Failure]:
+        """Closes each, whatever the others raise; returns what they raised."""
+        failures: list[Failure] = []
+        for index, env in enumerate(self.envs):
+            if env is None:
+                continue
+            try:
+                env.close()
+            except BaseException as error:
+                failures.append(Failure.caught(self.first + index, "close", error))
+        self.envs = []
+        return failures
+
+    def fail(self, index: int) -> None:
+        """Marks sub-env ``index`` (of the vector env) as failed: its result could not be delivered."""
+        self._failed[index - self.first] = True
+
+    def _living(self) -> Any:
+        return (env for env in self.envs if env is not None)
+
+    def _env(self, index: int) -> gym.Env[Any, Any]:
+        env = self.envs[index]
+        if env is None:
+            raise RuntimeError("this sub-env could not be built; reset() tries again")
+        return env
+
+    def _rebuild(self, index: int) -> None:
+        env, self.envs[index] = self.envs[index], None
+        if env is not None:
+            try:
+                env.close()
+            except Exception:
+                # It has failed already, and that was told; what a broken env says on closing is no news.
+                pass
+        self.envs[index] = self._env_fns[index]()
+        self._failed[index] = False
+
+    def _reset_env(self, index: int, **kwargs: Any) -> dict[Any, Any]:
+        observation, info = self._env(index).reset(**kwargs)
+        try:
+            self._batch.observations.write(self._rows[index], observation)
+        except Mismatch as mismatch:
+            raise self._invalid(index, "reset", mismatch) from None
+        return info_columns.copied(info) if info else {}
+
+    def _invalid(self, index: int, call: str, mismatch: Mismatch) -> InvalidObservationError:
+        return InvalidObservationError(
+            f"sub-env {self.first + index}: {call} returned an observation that its space does not allow: {mismatch}"
+        )
+
+
+def reward_as_float(index: int, reward: Any) -> float:
+    """The one number that sub-env ``index`` gave as its reward, in whatever form.
+
+    Raises:
+        InvalidRewardError: it is not one number.
+    """
+    try:
+        array = np.asarray(reward)
+        if array.size == 1 and array.dtype.kind in "biufO":
+            item = array.reshape(-1)[0]
+            if not isinstance(item, str | bytes):
+                return float(item)
+    except (TypeError, ValueError):
+        pass
+    raise InvalidRewardError(f"sub-env {index}: step returned the reward {reward!r}, expected one number")

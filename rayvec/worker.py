@@ -1,0 +1,197 @@
+"""What drives some sub-envs, seen from the caller. A vector env is a list of these.
+
+A worker is told requests (:meth:`Worker.send`) and asked for replies (:meth:`Worker.poll`); it never blocks the caller in
+either. Kinds differ only in where the sub-envs live and how bytes get there: :class:`InlineWorker` below is the caller
+itself, :mod:`rayvec.local.process` another process, :mod:`rayvec.local.custom` a process that runs a user's function.
+"""
+
+from __future__ import annotations
+
+import itertools
+from abc import ABC, abstractmethod
+from collections import deque
+from collections.abc import Sequence
+from typing import Any
+
+from gymnasium.vector import AutoresetMode
+
+from rayvec.batch import Batch
+from rayvec.failures import Failure
+from rayvec.local.memory import SharedBlock
+from rayvec.protocol import Verb, perform
+from rayvec.sub_envs import CallOutcome, EnvFn, SubEnvs
+
+__all__ = ["InlineWorker", "Reply", "Worker", "shares"]
+
+Reply = Any
+"""What came back for a request: the type in the table of requests, or a Failure for a START that failed."""
+
+
+class Worker(ABC):
+    """Owns the sub-envs ``envs`` of a vector env.
+
+    Attributes:
+        envs: the indices of its sub-envs.
+        owed: the requests whose replies have not been taken yet, oldest first. Replies come in the same order.
+        lost: it has died; :meth:`start` makes it anew.
+        is_caller: it is the caller itself, and answers when polled.
+    """
+
+    is_caller = False
+
+    def __init__(self, envs: range) -> None:
+        self.envs = envs
+        self.owed: deque[Verb] = deque()
+        self.lost = False
+
+    @abstractmethod
+    def start(self) -> None:
+        """Makes it anew, with new sub-envs; owes a START. What was there before is gone first."""
+
+    @abstractmethod
+    def attach(self, batch: Batch, block: SharedBlock | None) -> None:
+        """Gives it the batch whose rows it fills, and the block that these lie in, if one is shared; owes an ATTACH,
+        unless there is nobody to tell.
+        """
+
+    def prepare(self, verb: Verb, payload: tuple[Any, ...] | None) -> Any:
+        """Turns a payload into what :meth:`send` takes; whatever cannot be sent raises here, before anything is."""
+        return payload
+
+    @abstractmethod
+    def send(self, verb: Verb, prepared: Any) -> None:
+        """Passes a request on; owes ``verb``. A worker that has died says so at :meth:`poll`, not here."""
+
+    @abstractmethod
+    def poll(self) -> Reply | None:
+        """The next reply, to the oldest request in ``owed``, if it is here; who takes it strikes that off.
+
+        Raises:
+            EOFError: it has died and no reply is to come any more.
+        """
+
+    @abstractmethod
+    def descriptors(self) -> Sequence[int]:
+        """What becomes readable when :meth:`poll` may have something to say; none: it answers when polled."""
+
+    def exit_descriptor(self) -> int | None:
+        """What becomes readable when it has ended; None: it is no process of its own."""
+        return None
+
+    def wants_to_write(self) -> bool:
+        """Whether part of a request still waits to leave; :meth:`poll` sends more of it."""
+        return False
+
+    @abstractmethod
+    def is_alive(self) -> bool:
+        """Whether it can still answer; asks the system."""
+
+    @abstractmethod
+    def terminate(self) -> None:
+        """Asks the system to end it."""
+
+    @abstractmethod
+    def kill(self) -> None:
+        """Has the system end it, whether it likes it or not."""
+
+    @abstractmethod
+    def release(self) -> None:
+        """Frees all that the caller holds of it; it has ended, or is the caller itself."""
+
+    @abstractmethod
+    def describe(self) -> str:
+        """Who it is and, if it has died, how: for messages."""
+
+    def start_hint(self) -> str:
+        """What the user might do about one that dies while it builds its sub-envs."""
+        return "An env_fn may have ended its process."
+
+    @property
+    def pid(self) -> int | None:
+        """Its process id, if it has one of its own."""
+        return None
+
+    @property
+    def exitcode(self) -> int | None:
+        """How it ended, as ``multiprocessing`` tells it; None where that is not known."""
+        return None
+
+
+class InlineWorker(Worker):
+    """The caller steps these sub-envs itself, when it waits for them."""
+
+    is_caller = True
+
+    def __init__(self, env_fns: Sequence[EnvFn], first: int, autoreset_mode: AutoresetMode) -> None:
+        super().__init__(range(first, first + len(env_fns)))
+        self._env_fns = env_fns
+        self._autoreset_mode = autoreset_mode
+        self._asked: deque[tuple[Verb, tuple[Any, ...] | None]] = deque()
+        self.sub_envs: SubEnvs | None = None
+
+    def start(self) -> None:
+        self.send(Verb.START, None)
+
+    def attach(self, batch: Batch, block: SharedBlock | None) -> None:
+        self.send(Verb.ATTACH, (batch,))
+
+    def send(self, verb: Verb, prepared: tuple[Any, ...] | None) -> None:
+        self.owed.append(verb)
+        self._asked.append((verb, prepared))
+
+    def poll(self) -> Reply | None:
+        if not self._asked:
+            if self.owed:
+                # Ctrl-C came between a request and its reply.
+                raise EOFError
+            return None
+        verb, payload = self._asked.popleft()
+        if verb is Verb.START:
+            return self._start()
+        assert self.sub_envs is not None
+        if verb is Verb.ATTACH:
+            assert payload is not None
+            self.sub_envs.attach(payload[0], self.envs.start)
+            return CallOutcome([])
+        if verb is Verb.CLOSE:
+            return CallOutcome([], self.sub_envs.close())
+        assert payload is not None
+        return perform(self.sub_envs, verb, payload)
+
+    def _start(self) -> Reply:
+        if self.sub_envs is not None:
+            self.sub_envs.close()
+        built = SubEnvs.build(lambda: self._env_fns, self.envs.start, self._autoreset_mode)
+        if isinstance(built, Failure):
+            return built
+        self.sub_envs = built
+        return built.describe()
+
+    def descriptors(self) -> Sequence[int]:
+        return ()
+
+    def is_alive(self) -> bool:
+        return True
+
+    def terminate(self) -> None:
+        pass
+
+    def kill(self) -> None:
+        pass
+
+    def release(self) -> None:
+        self._asked.clear()
+        self.owed.clear()
+        if self.sub_envs is not None:
+            self.sub_envs.close()
+
+    def describe(self) -> str:
+        return "the calling process"
+
+
+def shares(num_envs: int, num_workers: int) -> list[range]:
+    """Consecutive runs of ``num_envs`` sub-envs, as even as they can be, longer ones first; none is empty."""
+    num_workers = min(num_workers, num_envs)
+    size, longer = divmod(num_envs, num_workers)
+    bounds = [index * size + min(index, longer) for index in range(num_workers + 1)]
+    return [range(start, stop) for start, stop in itertools.pairwise(bounds)]

@@ -1,0 +1,105 @@
+"""The examples do what they say."""
+
+from __future__ import annotations
+
+import importlib.util
+import os
+import subprocess
+import sys
+from contextlib import closing
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+import rayvec
+
+pytest.importorskip("rich", reason="the examples need the extra of that name")
+
+EXAMPLE = Path(__file__).parents[1] / "examples" / "train_cartpole.py"
+
+
+def run(*arguments: str | Path) -> subprocess.CompletedProcess[str]:
+    """The example, run as a user runs it; the package is found wherever the tests found it."""
+    paths = os.pathsep.join([str(Path(rayvec.__file__).parents[1]), *sys.path])
+    return subprocess.run(
+        [sys.executable, EXAMPLE, *arguments],
+        capture_output=True,
+        text=True,
+        timeout=55,
+        env=os.environ | {"PYTHONPATH": paths},
+    )
+
+
+@pytest.fixture(scope="module")
+def example() -> Any:
+    """The example as a module."""
+    spec = importlib.util.spec_from_file_location("train_cartpole", EXAMPLE)
+    assert spec is not None
+    assert spec.loader is not None
+    module = importlib.util.module_from_spec(spec)
+    sys.modules[spec.name] = module
+    spec.loader.exec_module(module)
+    return module
+
+
+def test_it_learns_and_draws(tmp_path: Path) -> None:
+    """With its defaults it reaches the goal, says so, and saves its picture."""
+    picture = tmp_path / "curve.png"
+    pytest.importorskip("matplotlib", reason="the examples need the extra of that name")
+    ran = run("--seed", "3", "--plot", picture)
+    assert ran.returncode == 0, ran.stdout + ran.stderr
+    assert ran.stderr == ""
+    assert "generation  1 | population mean" in ran.stdout
+    assert "(goal of 475 reached)" in ran.stdout
+    assert "env steps a second" in ran.stdout
+    assert picture.read_bytes().startswith(b"\x89PNG")
+
+
+def test_too_little_time_is_a_failure() -> None:
+    """Where the goal is not reached, output and exit code say so."""
+    ran = run("--vectorization-mode", "sync", "--num-envs", "16", "--max-seconds", "0.001")
+    assert ran.returncode == 1, ran.stdout + ran.stderr
+    assert "(goal of 475 not reached)" in ran.stdout
+
+
+def test_a_seed_gives_one_curve_with_every_engine_and_number_of_envs(example: Any) -> None:
+    """Not a bit of the curve depends on where and how many at a time the sub-envs are stepped."""
+    curves = []
+    for num_envs, mode, options in [
+        (64, "sync", {}),
+        (64, "async", {"num_workers": 2}),
+        (24, "async", {"num_workers": 2, "step_in_caller": True, "shared_memory": False}),
+    ]:
+        with closing(rayvec.make_vec(example.ENV_ID, num_envs, mode, options)) as envs:
+            curves.append(
+                example.train(example.Player(envs), seed=1, max_seconds=40.0, max_generations=2).curve
+            )
+    assert len(curves[0]) == 2
+    assert curves[0] == curves[1] == curves[2]
+
+
+@pytest.mark.parametrize(
+    ("arguments", "told"),
+    [
+        (["--num-envs", "0"], "--num-envs: a whole number from 1 on is needed, not '0'"),
+        (["--num-workers", "many"], "--num-workers: a whole number from 1 on is needed, not 'many'"),
+        (["--seed", "-1"], "--seed: "),
+        (["--max-seconds", "nan"], "--max-seconds: a number of seconds above 0 is needed, not 'nan'"),
+        (
+            ["--vectorization-mode", "sync", "--num-workers", "2"],
+            "--num-workers needs --vectorization-mode async",
+        ),
+        (["--vectorization-mode", "thread"], "invalid choice: 'thread'"),
+        (["--plot", "no/such/folder/curve.png"], "--plot: there is no folder"),
+        (["--plot", "curve.zip"], "--plot: cannot draw a '.zip' file"),
+    ],
+)
+def test_wrong_options_are_told(
+    example: Any, arguments: list[str], told: str, capsys: pytest.CaptureFixture[str]
+) -> None:
+    """Options that cannot be are named, before anything is started."""
+    with pytest.raises(SystemExit) as caught:
+        example.parse(arguments)
+    assert caught.value.code == 2
+    assert told in capsys.readouterr().err
