@@ -197,9 +197,7 @@ def parse(argv: Sequence[str] | None) -> argparse.Namespace:
     """The options, checked."""
     parser = argparse.ArgumentParser(description=f"Learn {ENV_ID} with the cross-entropy method, in NumPy.")
     add = parser.add_argument
-    add(
-        "--vectorization-mode", choices=["sync", "async"], default="async", help="the engine (default: async)"
-    )
+    add("--vectorization-mode", choices=["sync", "async"], default="async", help="the engine (default: async)")
     add("--num-envs", type=positive, default=POPULATION, metavar="N", help="sub-envs (default: %(default)s)")
     add("--num-workers", type=workers, metavar="N|auto", help="processes of the async engine (default: auto)")
     add("--seed", type=natural, default=0, metavar="N", help="decides the learning curve (default: 0)")
@@ -254,9 +252,7 @@ def main(argv: Sequence[str] | None = None) -> int:
     reporter = Reporter(console)
     setup = f"{ENV_ID} with {options.num_envs} sub-envs, {options.vectorization_mode}, seed {options.seed}"
     console.print(f"learning {setup}", highlight=False)
-    with closing(
-        rayvec.make_vec(ENV_ID, options.num_envs, options.vectorization_mode, vector_kwargs)
-    ) as envs:
+    with closing(rayvec.make_vec(ENV_ID, options.num_envs, options.vectorization_mode, vector_kwargs)) as envs:
         player = Player(envs)
         with reporter.bar:
             result = train(player, options.seed, options.max_seconds, reporter=reporter)

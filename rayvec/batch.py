@@ -47,9 +47,7 @@ class Batch:
         truncations: bool ``(num_rows,)``.
     """
 
-    def __init__(
-        self, observation_space: Space[Any], action_space: Space[Any], num_rows: int, buffer: Any = None
-    ) -> None:
+    def __init__(self, observation_space: Space[Any], action_space: Space[Any], num_rows: int, buffer: Any = None) -> None:
         if buffer is None:
             buffer = np.zeros(self.size(observation_space, action_space, num_rows), np.uint8)
         self._lay_out(observation_space, action_space, num_rows, Arena(buffer))
@@ -173,9 +171,7 @@ def _split(space: Space[Any], actions: Any, count: int, where: str) -> list[Any]
         try:
             actions = np.array(actions)
         except ValueError as error:
-            raise ValueError(
-                f"{where}: expected an array with one action for each of {count} sub-envs: {error}"
-            ) from None
+            raise ValueError(f"{where}: expected an array with one action for each of {count} sub-envs: {error}") from None
         came = f"shape {actions.shape}"
         items = list(actions) if actions.ndim else []
     else:

@@ -152,8 +152,9 @@ class ArrayColumn(Column):
         return list(self._array[start:stop].copy())
 
     def write_all(self, values: Any) -> bool:
-        """Stores one value for every row, if ``values`` is an array that needs no conversion or a list that has no
-        dtype to lose; else leaves the rows alone and returns False.
+        """Stores one value for every row, if no conversion is needed; returns whether it did.
+
+        A list has no dtype that could be lost: it is converted where that is safe.
         """
         if type(values) is not np.ndarray:
             if hasattr(values, "dtype"):

@@ -71,9 +71,7 @@ class Timeouts(NamedTuple):
 def check_env_fns(env_fns: Any) -> list[EnvFn]:
     """The env_fns as a list. Raises TypeError or ValueError unless they are callables, one at least."""
     if callable(env_fns):
-        raise TypeError(
-            f"env_fns: expected a sequence of functions that each make an env, got one callable, {env_fns!r}"
-        )
+        raise TypeError(f"env_fns: expected a sequence of functions that each make an env, got one callable, {env_fns!r}")
     functions = list(env_fns)
     if not functions:
         raise ValueError("env_fns: expected at least one function that makes an env, got none")
@@ -144,9 +142,7 @@ class ContractVectorEnv(VectorEnv[Any, Any, Any]):
             self._free(_ABANDON_TIMEOUT)
             raise
 
-    def _open(
-        self, make_block: Callable[[int], SharedBlock] | None, check_spaces: Callable[[Any], None] | None
-    ) -> None:
+    def _open(self, make_block: Callable[[int], SharedBlock] | None, check_spaces: Callable[[Any], None] | None) -> None:
         """Starts the workers, learns the spaces from them, lays out the memory and hands it to them."""
         deadline = _after(self._timeouts.start)
         for worker in self._workers:
@@ -227,9 +223,7 @@ class ContractVectorEnv(VectorEnv[Any, Any, Any]):
         self.reset_async(seed=seed, options=options)
         return self.reset_wait()
 
-    def reset_async(
-        self, seed: int | Sequence[int | None] | None = None, options: dict[str, Any] | None = None
-    ) -> None:
+    def reset_async(self, seed: int | Sequence[int | None] | None = None, options: dict[str, Any] | None = None) -> None:
         """Starts a :meth:`reset`; :meth:`reset_wait` gives its result."""
         self._call.check_idle("reset_async")
         seeds = self._checked_seeds(seed)
@@ -298,9 +292,7 @@ class ContractVectorEnv(VectorEnv[Any, Any, Any]):
                 raise ValueError(f"seed: expected 0 or more for sub-env {index}, got {own}")
         return [None if own is None else int(own) for own in seeds]
 
-    def _checked_mask(
-        self, options: dict[str, Any] | None
-    ) -> tuple[npt.NDArray[np.bool_] | None, dict[str, Any] | None]:
+    def _checked_mask(self, options: dict[str, Any] | None) -> tuple[npt.NDArray[np.bool_] | None, dict[str, Any] | None]:
         if options is None or "reset_mask" not in options:
             return None, options
         mask = options["reset_mask"]
@@ -479,8 +471,8 @@ class ContractVectorEnv(VectorEnv[Any, Any, Any]):
         """What ``render()`` of every sub-env gives."""
         return self.call("render")
 
-    @property
-    def np_random(self) -> tuple[np.random.Generator, ...]:  # type: ignore[override, misc]
+    @property  # type: ignore[misc]
+    def np_random(self) -> tuple[np.random.Generator, ...]:  # type: ignore[override]
         """The random generators of the sub-envs (copies, where these live in another process)."""
         return self.get_attr("np_random")
 
@@ -541,7 +533,7 @@ class ContractVectorEnv(VectorEnv[Any, Any, Any]):
         crew = self._crew
         while crew.num_owed:
             try:
-                worker, verb, reply = crew.next_reply(deadline)
+                worker, _, reply = crew.next_reply(deadline)
             except CallTimeoutError:
                 raise self._timeout_error(call) from None
             if reply is LOST:
@@ -552,8 +544,9 @@ class ContractVectorEnv(VectorEnv[Any, Any, Any]):
                 crew.forget(worker)
                 worker.lost = True
             elif worker.owed:
-                # An answer to a call that has ended without it.
-                self._note_failures(reply.failures, raised=False)
+                # The start of a worker for this call, or the answer to one that has ended without it.
+                if isinstance(reply, Outcome):
+                    self._note_failures(reply.failures, raised=False)
             else:
                 self._replies[worker] = reply
                 if isinstance(reply, Outcome) and reply.failures:

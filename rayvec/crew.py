@@ -12,6 +12,7 @@ Nothing here knows what a request means.
 from __future__ import annotations
 
 import os
+import select
 import selectors
 import time
 from collections import deque
@@ -40,6 +41,8 @@ LOST: Final = _Lost()
 
 _TERMINATE_GRACE = 0.4
 """Seconds between asking processes to end and ending them."""
+_FIRST_WAIT = 0.02
+"""Seconds to wait for the worker asked last before listening to all."""
 _FLUSH_INTERVAL = 0.005
 """Seconds between two attempts to send what a socket would not take."""
 
@@ -62,6 +65,7 @@ class Crew:
         self._max_concurrency = max_concurrency
         self._queue: deque[tuple[Worker, Verb, Any]] = deque()
         self._working: set[Worker] = set()
+        self._is_fresh = False
         self._inline = [worker for worker in workers if worker.is_caller]
         self._writers: set[Worker] = set()
         self._ready: dict[Worker, None] = {}
@@ -101,6 +105,7 @@ class Crew:
             else:
                 prepared.append((worker, verb, worker.prepare(verb, payload)))
         self.num_owed += len(prepared)
+        self._is_fresh = True
         for worker, verb, ready in prepared:
             if self._max_concurrency is None or not REQUESTS[verb].limited:
                 self._send(worker, verb, ready)
@@ -179,6 +184,10 @@ class Crew:
                 self._ready[worker] = None
                 return
         timeout = None if deadline is None else max(deadline - time.monotonic(), 0.0)
+        if self._is_fresh:
+            self._is_fresh = False
+            if self._wait_for_last(timeout):
+                return
         if self._writers:
             timeout = _FLUSH_INTERVAL if timeout is None else min(timeout, _FLUSH_INTERVAL)
         self._ready.update((key.data, None) for key, _ in self._selector.select(timeout))
@@ -188,6 +197,21 @@ class Crew:
             raise CallTimeoutError("out of time")
         self._ready.update(dict.fromkeys(self._writers))
         self._writers = {worker for worker in self._writers if worker.wants_to_write()}
+
+    def _wait_for_last(self, timeout: float | None) -> bool:
+        """Waits a moment for the worker that was asked last; the others have mostly answered when it does.
+
+        Waiting for all at once would wake the caller for each of them, and where there are more workers than cores each
+        of these wakes takes a core from a worker.
+        """
+        owing = [worker for worker in self.workers if worker.owed and worker in self._watched]
+        if len(owing) < 2 or self._writers or not hasattr(select, "poll"):
+            return False
+        last = select.poll()
+        last.register(self._watched[owing[-1]][0], select.POLLIN)
+        last.poll(_FIRST_WAIT * 1000 if timeout is None else min(timeout, _FIRST_WAIT) * 1000)
+        self._ready.update(dict.fromkeys(owing))
+        return True
 
     def owes(self, worker: Worker) -> bool:
         """Whether ``worker`` has yet to answer something."""

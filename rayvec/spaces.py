@@ -33,8 +33,8 @@ def check_observation_mode(mode: Any) -> None:
             )
     elif mode not in ("same", "different"):
         raise ValueError(
-            "observation_mode: expected 'same', 'different' or a pair (observation_space, single_observation_space), got "
-            f"{mode!r}"
+            "observation_mode: expected 'same', 'different' or a pair (observation_space, single_observation_space), "
+            f"got {mode!r}"
         )
 
 
@@ -55,13 +55,13 @@ def join_spaces(pairs: Sequence[tuple[Space[Any], Space[Any]]], mode: Observatio
     for index, (own_observation_space, own_action_space) in enumerate(pairs):
         if mode == "same" and own_observation_space != single_observation_space:
             raise RuntimeError(
-                f"observation_mode='same', but the observation space of sub-env {index}, {own_observation_space}, is not "
-                f"that of sub-env 0, {single_observation_space}. If that is meant, pass observation_mode='different'."
+                f"observation_mode='same', but the observation space of sub-env {index}, {own_observation_space}, is "
+                f"not that of sub-env 0, {single_observation_space}. If that is meant, pass observation_mode='different'."
             )
         if mode != "same" and not _are_alike(own_observation_space, single_observation_space):
             raise RuntimeError(
-                f"the observation space of sub-env {index}, {own_observation_space}, has another shape or dtype than the "
-                f"single observation space, {single_observation_space}: they cannot be batched."
+                f"the observation space of sub-env {index}, {own_observation_space}, has another shape or dtype than "
+                f"the single observation space, {single_observation_space}: they cannot be batched."
             )
         if own_action_space != single_action_space:
             raise RuntimeError(

@@ -1,7 +1,7 @@
 """What a step, a reset and a call mean for a run of sub-environments. Every engine steps its envs through here.
 
-A :class:`SubEnvs` lives where its envs live: in the caller (sync), in a worker process, in a Ray actor. It writes results
-straight into rows of a :class:`~rayvec.batch.Batch` and returns what has no row: infos and failures.
+A :class:`SubEnvs` lives where its envs live: in the caller (sync), in a worker process, in a Ray actor. It writes
+results straight into rows of a :class:`~rayvec.batch.Batch` and returns what has no row: infos and failures.
 
 One sub-env's life::
 
@@ -37,8 +37,11 @@ EnvFn = Callable[[], gym.Env[Any, Any]]
 class Outcome(NamedTuple):
     """What a step or a reset gives besides the rows of the batch."""
 
-    infos: info_columns.Columns = {}
+    infos: info_columns.Columns = {}  # noqa: RUF012 - nobody changes it
     failures: Sequence[Failure] = ()
+
+
+_NOTHING = Outcome()
 
 
 class CallOutcome(NamedTuple):
@@ -88,9 +91,7 @@ class SubEnvs:
         self._rows = range(0)
 
     @classmethod
-    def build(
-        cls, env_fns: Callable[[], Sequence[EnvFn]], first: int, autoreset_mode: AutoresetMode
-    ) -> SubEnvs | Failure:
+    def build(cls, env_fns: Callable[[], Sequence[EnvFn]], first: int, autoreset_mode: AutoresetMode) -> SubEnvs | Failure:
         """The sub-envs, or what kept the first bad one from being built; the ones before it are closed then."""
         index = 0
         sub_envs = None
@@ -124,6 +125,8 @@ class SubEnvs:
         """Tells them where their rows are: from ``first_row`` on."""
         self._batch = batch
         self._rows = range(first_row, first_row + len(self))
+        self._own_terminations = batch.terminations[first_row : self._rows.stop]
+        self._own_truncations = batch.truncations[first_row : self._rows.stop]
 
     def step(self, actions: Sequence[Any] | None = None) -> Outcome:
         """Steps each of them once.
@@ -135,8 +138,8 @@ class SubEnvs:
         if actions is None:
             actions = batch.action_rows(rows.start, rows.stop)
         rewards, terminations, truncations = batch.rewards, batch.terminations, batch.truncations
-        terminations[rows.start : rows.stop] = False
-        truncations[rows.start : rows.stop] = False
+        self._own_terminations.fill(False)
+        self._own_truncations.fill(False)
         write = batch.observations.write
         same_step = self._autoreset_mode is AutoresetMode.SAME_STEP
         next_step = self._autoreset_mode is AutoresetMode.NEXT_STEP
@@ -175,7 +178,9 @@ class SubEnvs:
                 if not isinstance(error, Exception):
                     self._failed[index:] = [True] * (len(self) - index)
                     break
-        return Outcome(info_columns.gather(infos) if infos else {}, failures)
+        if not infos and not failures:
+            return _NOTHING
+        return Outcome(info_columns.gather(infos), failures)
 
     def reset(
         self,

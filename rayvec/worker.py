@@ -1,7 +1,7 @@
 """What drives some sub-envs, seen from the caller. A vector env is a list of these.
 
-A worker is told requests (:meth:`Worker.send`) and asked for replies (:meth:`Worker.poll`); it never blocks the caller in
-either. Kinds differ only in where the sub-envs live and how bytes get there: :class:`InlineWorker` below is the caller
+A worker is told requests (:meth:`Worker.send`) and asked for replies (:meth:`Worker.poll`); it never blocks the caller
+in either. Kinds differ only in where the sub-envs live and how bytes get there: :class:`InlineWorker` below is the caller
 itself, :mod:`rayvec.local.process` another process, :mod:`rayvec.local.custom` a process that runs a user's function.
 """
 
@@ -50,8 +50,11 @@ class Worker(ABC):
 
     @abstractmethod
     def attach(self, batch: Batch, block: SharedBlock | None) -> None:
-        """Gives it the batch whose rows it fills, and the block that these lie in, if one is shared; owes an ATTACH,
-        unless there is nobody to tell.
+        """Gives it its memory; owes an ATTACH, unless there is nobody to tell.
+
+        Args:
+            batch: whose rows it fills.
+            block: that they lie in, if it is shared.
         """
 
     def prepare(self, verb: Verb, payload: tuple[Any, ...] | None) -> Any:

@@ -72,9 +72,7 @@ def test_a_seed_gives_one_curve_with_every_engine_and_number_of_envs(example: An
         (24, "async", {"num_workers": 2, "step_in_caller": True, "shared_memory": False}),
     ]:
         with closing(rayvec.make_vec(example.ENV_ID, num_envs, mode, options)) as envs:
-            curves.append(
-                example.train(example.Player(envs), seed=1, max_seconds=40.0, max_generations=2).curve
-            )
+            curves.append(example.train(example.Player(envs), seed=1, max_seconds=40.0, max_generations=2).curve)
     assert len(curves[0]) == 2
     assert curves[0] == curves[1] == curves[2]
 

@@ -198,9 +198,7 @@ def _checked_context(context: str | BaseContext | None) -> BaseContext:
         return multiprocessing.get_context(context)
     except (TypeError, ValueError, AttributeError):
         known = multiprocessing.get_all_start_methods()
-        raise ValueError(
-            f"context: expected None, one of {known} or a context of multiprocessing, got {context!r}"
-        ) from None
+        raise ValueError(f"context: expected None, one of {known} or a context of multiprocessing, got {context!r}") from None
 
 
 def _check_arguments(worker: Callable[..., None], max_concurrency: int | None) -> None:

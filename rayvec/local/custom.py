@@ -242,8 +242,8 @@ class CustomWorker(ChildWorker):
                 index, kind, value, trace = self._setup.errors.get(timeout=_ERROR_GRACE)
             except queue.Empty:
                 break
-            except Exception as error:
-                told[self._index] = (QuotedEnvError, f"an error that cannot be rebuilt here: {error}", "")
+            except Exception as unpickling:
+                told[self._index] = (QuotedEnvError, f"an error that cannot be rebuilt here: {unpickling}", "")
             else:
                 told[index] = (kind, value, trace)
         kind, value, trace = told.pop(self._index, (QuotedEnvError, "an error that its worker could not send", ""))

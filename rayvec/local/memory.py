@@ -71,9 +71,7 @@ class SharedBlock:
     def attach(token: tuple[str | None, int], channel: WorkerChannel) -> Any:
         """Maps, in a worker, the block of which ``token`` came over ``channel``; returns its bytes."""
         path, size = token
-        descriptor = (
-            channel.receive_descriptor() if path is None else os.open(path, os.O_RDWR | getattr(os, "O_BINARY", 0))
-        )
+        descriptor = channel.receive_descriptor() if path is None else os.open(path, os.O_RDWR | getattr(os, "O_BINARY", 0))
         try:
             return _mapped(descriptor, size)
         finally:

@@ -123,7 +123,7 @@ class ChildProcess:
 
     def describe(self) -> str:
         """Who it is, and how it ended if it did."""
-        code = self.exitcode()
+        code = None if self.is_alive() else self.exitcode()
         if code is None:
             return f"process {self.pid}"
         if code < 0:
@@ -194,7 +194,12 @@ class ChildWorker(Worker):
         self.owed.clear()
 
     def describe(self) -> str:
-        return self._child.describe() if self._child is not None else "a process that has ended"
+        if self._child is None:
+            return "a process that has ended"
+        if self.lost:
+            # Its connection has ended, which comes a little before its own end.
+            self._child.exitcode()
+        return self._child.describe()
 
     def start_hint(self) -> str:
         return (
@@ -256,9 +261,7 @@ class ProcessWorker(ChildWorker):
         ours, theirs = socket.socketpair()
         try:
             plan = WorkerPlan(self.envs.start, self._autoreset_mode, seed, os.getpid())
-            self._child = ChildProcess(
-                self._context, work, (theirs, self._env_fns, plan), name=self._name, daemon=self._daemon
-            )
+            self._child = ChildProcess(self._context, work, (theirs, self._env_fns, plan), name=self._name, daemon=self._daemon)
         except BaseException:
             ours.close()
             raise
@@ -295,19 +298,21 @@ class ProcessWorker(ChildWorker):
     def _post(self, verb: Verb, *parts: bytes | memoryview) -> None:
         self.owed.append(verb)
         if self._channel is not None:
-            with contextlib.suppress(EOFError):
+            try:
                 self._channel.post(verb, *parts)
+            except EOFError:
+                pass
 
     def poll(self) -> Reply | None:
-        if self._channel is None:
+        channel = self._channel
+        if channel is None:
             raise EOFError
-        if not self._channel.is_flushed:
-            self._channel.flush()
-        frame = self._channel.poll()
+        if not channel.is_flushed:
+            channel.flush()
+        frame = channel.poll()
         if frame is None:
             return None
-        code, data = frame
-        return decode_reply(Verb(code), data, self._batch, self.envs, self._is_shared)
+        return decode_reply(frame[0], frame[1], self._batch, self.envs, self._is_shared)
 
     def descriptors(self) -> Sequence[int]:
         if self._channel is None or self._child is None:

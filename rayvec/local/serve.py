@@ -153,6 +153,9 @@ class _Session:
     def run(self) -> None:
         while True:
             code, data = self._channel.receive()
+            if code == Verb.STEP:
+                self._reply(Verb.STEP, self._sub_envs.step(self._actions(data)))
+                continue
             verb = Verb(code)
             if verb is Verb.CLOSE:
                 self._reply(verb, CallOutcome([], self._sub_envs.close()))
@@ -161,8 +164,6 @@ class _Session:
                 assert data is not None
                 self._attach(AttachPayload(*serialise.loads(data)))
                 self._channel.send(verb)
-            elif verb is Verb.STEP:
-                self._reply(verb, self._sub_envs.step(self._actions(data)))
             else:
                 assert data is not None
                 self._reply(verb, perform(self._sub_envs, verb, serialise.loads(data)))
@@ -187,15 +188,16 @@ class _Session:
     def _reply(self, verb: Verb, outcome: Outcome | CallOutcome) -> None:
         has_rows = isinstance(outcome, Outcome)
         objects = self._batch.take_objects() if has_rows else None
+        if self._shared and not objects and not outcome[0] and not outcome.failures:
+            self._channel.send(verb)
+            return
         extra = b""
         if objects or outcome.failures or outcome[0]:
             extra = self._pickled(verb, outcome, objects)
         if has_rows and not self._shared:
             self._channel.send(verb, _LENGTH.pack(len(extra)), extra, *self._batch.pack_results())
-        elif extra:
-            self._channel.send(verb, _LENGTH.pack(len(extra)), extra)
         else:
-            self._channel.send(verb)
+            self._channel.send(verb, _LENGTH.pack(len(extra)), extra)
 
     def _pickled(self, verb: Verb, outcome: Outcome | CallOutcome, objects: list[dict[int, Any]] | None) -> bytes:
         packed = [failure.pack() for failure in outcome.failures]
@@ -251,14 +253,13 @@ def encode_actions(actions: Sequence[Any] | None, rows: Sequence[memoryview] | N
     return (_ACTION_BYTES, *rows) if rows is not None else ()
 
 
-def decode_reply(verb: Verb, data: memoryview | None, batch: Batch | None, envs: range, shared: bool) -> Any:
+def decode_reply(verb: int, data: memoryview | None, batch: Batch | None, envs: range, shared: bool) -> Any:
     """What a worker's reply says; rows and objects that it brings are put into ``batch``."""
-    if verb is Verb.START:
-        assert data is not None
-        description = serialise.loads(data)
-        return description.unpack() if isinstance(description, PackedFailure) else description
     if data is None:
         return _NOTHING[verb]
+    if verb == Verb.START:
+        description = serialise.loads(data)
+        return description.unpack() if isinstance(description, PackedFailure) else description
     (length,) = _LENGTH.unpack_from(data)
     extra, rows = data[_LENGTH.size : _LENGTH.size + length], data[_LENGTH.size + length :]
     if len(rows):
@@ -273,7 +274,7 @@ def decode_reply(verb: Verb, data: memoryview | None, batch: Batch | None, envs:
     return type(_NOTHING[verb])(kept, [failure.unpack() for failure in packed])
 
 
-_NOTHING: dict[Verb, Any] = {
+_NOTHING: dict[int, Any] = {
     Verb.ATTACH: CallOutcome([]),
     Verb.RESET: Outcome(),
     Verb.STEP: Outcome(),

@@ -1,0 +1,88 @@
+"""The benchmarks run, and say what they are meant to say; how fast anything is, no test can tell."""
+
+from __future__ import annotations
+
+import json
+import os
+import subprocess
+import sys
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+import rayvec
+
+pytest.importorskip("rich", reason="the benchmarks print with it")
+
+SCRIPT = Path(__file__).parents[1] / "benchmarks" / "compare_engines.py"
+ENGINES = [
+    "Gymnasium sync",
+    "Gymnasium async",
+    "rayvec sync",
+    "rayvec async",
+    "rayvec async, 2 workers",
+    "rayvec async, 1 worker + caller",
+    "ideal: bare loop x cores",
+]
+
+
+def run(*arguments: str | Path) -> subprocess.CompletedProcess[str]:
+    """The comparison, run as a user runs it; the package is found wherever the tests found it."""
+    paths = os.pathsep.join([str(Path(rayvec.__file__).parents[1]), *sys.path])
+    return subprocess.run(
+        [sys.executable, SCRIPT, *arguments],
+        capture_output=True,
+        text=True,
+        timeout=55,
+        env=os.environ | {"PYTHONPATH": paths, "PYTHONIOENCODING": "utf-8"},
+    )
+
+
+def test_it_measures_every_engine_and_tells(tmp_path: Path) -> None:
+    """Tables, command and file hold every engine, in numbers that agree with each other."""
+    file = tmp_path / "report.json"
+    arguments = ["--quick", "--num-envs", "2", "3", "--rounds", "2", "--seconds", "0.01", "--step-cost", "20"]
+    ran = run(*arguments, "--json", file)
+    assert ran.returncode == 0, ran.stdout + ran.stderr
+    assert ran.stderr == ""
+
+    scenarios = [(env, n) for env in ["CartPole-v1", "busy env, 20 µs a step"] for n in [2, 3]]
+    for env, num_envs in scenarios:
+        assert f"{env}, {num_envs} envs" in ran.stdout
+    for name in ENGINES:
+        assert ran.stdout.count(f" {name} ") == len(scenarios)
+    command = f"python benchmarks/compare_engines.py {' '.join(arguments)} --json {file}"
+    assert ran.stdout.splitlines()[-1] == command
+
+    report = json.loads(file.read_text())
+    assert report["circumstances"]["command"] == command
+    assert report["circumstances"]["rayvec"] == rayvec.__version__
+    assert report["settings"] == {"rounds": 2, "seconds": 0.01, "step_cost": 20.0}
+    assert [(result["env"], result["num_envs"]) for result in report["results"]] == scenarios
+    for result in report["results"]:
+        rows: dict[str, Any] = {row["engine"]: row for row in result["rows"]}
+        assert list(rows) == ENGINES
+        for row in rows.values():
+            assert len(row["rates"]) == 2
+            assert min(row["rates"]) > 0
+            assert min(row["rates"]) <= row["median"] <= max(row["rates"])
+        assert rows["Gymnasium sync"]["to_sync"] == 1
+        assert rows["Gymnasium async"]["to_async"] == 1
+        assert rows["ideal: bare loop x cores"]["of_ideal"] == 1
+
+
+@pytest.mark.parametrize(
+    ("arguments", "told"),
+    [
+        (["--num-envs", "0"], "--num-envs: a whole number from 1 on is needed, not '0'"),
+        (["--step-cost", "inf"], "--step-cost: a number above 0 is needed, not 'inf'"),
+        (["--json", "no/such/folder/report.json"], "--json: there is no folder"),
+    ],
+)
+def test_wrong_options_are_told(arguments: list[str], told: str) -> None:
+    """Options that cannot be are named, before anything is measured."""
+    ran = run(*arguments)
+    assert ran.returncode == 2
+    assert told in ran.stderr
+    assert ran.stdout == ""
