@@ -17,6 +17,7 @@ import logging
 import multiprocessing.util
 import time
 from collections.abc import Callable, Sequence
+from operator import itemgetter
 from typing import Any, NamedTuple
 
 import numpy as np
@@ -47,7 +48,7 @@ _MORE_FAILURES = 1.0
 """Seconds to wait for other constructors once one has failed, so that the lowest index is raised."""
 _RESERVED = ("reset", "step", "close", "_setattr", "_check_spaces")
 
-_STEP = StepPayload(None)
+_NOTHING = CallOutcome([])
 
 StepResult = tuple[Any, npt.NDArray[np.float64], npt.NDArray[np.bool_], npt.NDArray[np.bool_], dict[str, Any]]
 
@@ -172,9 +173,9 @@ class ContractVectorEnv(VectorEnv[Any, Any, Any]):
         """What the workers say of their sub-envs. Raises what a constructor raised, of the lowest sub-env if several did."""
         descriptions: dict[Worker, Description] = {}
         failures: list[Failure] = []
-        while self._crew.num_owed:
+        while True:
             try:
-                worker, _, reply = self._crew.next_reply(deadline)
+                answer = self._crew.next_reply(deadline)
             except CallTimeoutError:
                 if failures:
                     break
@@ -183,6 +184,9 @@ class ContractVectorEnv(VectorEnv[Any, Any, Any]):
                     f"{len(waiting)} of {len(self._workers)} workers have not built their sub-envs within start_timeout="
                     f"{self._timeouts.start} s: {', '.join(waiting[:8])}"
                 ) from None
+            if answer is None:
+                break
+            worker, _, reply = answer
             if reply is LOST:
                 if not failures:
                     raise self._lost_error(worker, "building its sub-envs")
@@ -336,7 +340,7 @@ class ContractVectorEnv(VectorEnv[Any, Any, Any]):
         self._check_steppable()
         rest = self._batch.place_actions(actions)
         if rest is None:
-            self._crew.ask((worker, Verb.STEP, _STEP) for worker in self._workers)
+            self._crew.ask_step()
         else:
             self._crew.ask(
                 (worker, Verb.STEP, StepPayload(rest[worker.envs.start : worker.envs.stop])) for worker in self._workers
@@ -369,6 +373,9 @@ class ContractVectorEnv(VectorEnv[Any, Any, Any]):
         )
 
     def _check_steppable(self) -> None:
+        if self._crew.is_torn:
+            self._crew.is_torn = False
+            self._needs_reset[:] = True
         if self._needs_reset.any():
             raise ResetNeeded(
                 f"sub-envs {_listed(self._needs_reset)} have failed: call reset() before the next step (a reset_mask that "
@@ -430,7 +437,7 @@ class ContractVectorEnv(VectorEnv[Any, Any, Any]):
     def _finish_call(self, timeout: float | None = None) -> tuple[Any, ...]:
         self._collect("call", self._deadline(timeout, self._timeouts.call))
         self._call.end()
-        outcomes: list[CallOutcome] = [self._replies[worker] for worker in self._workers]
+        outcomes: list[CallOutcome] = [self._replies.get(worker, _NOTHING) for worker in self._workers]
         failures = [failure for outcome in outcomes for failure in outcome.failures]
         self._take_failures()
         raise_failures(failures)
@@ -523,7 +530,7 @@ class ContractVectorEnv(VectorEnv[Any, Any, Any]):
         return _after(self._waiting_for)
 
     def _collect(self, call: str, deadline: float | None) -> None:
-        """Takes every reply that is owed; those of the pending call go into ``_replies``.
+        """Takes every reply that is owed; those of the pending call that say something go into ``_replies``.
 
         Raises:
             CallTimeoutError: some are not there in time; those that are stay taken.
@@ -531,11 +538,14 @@ class ContractVectorEnv(VectorEnv[Any, Any, Any]):
                 other workers still owe is taken by the next call.
         """
         crew = self._crew
-        while crew.num_owed:
+        while True:
             try:
-                worker, _, reply = crew.next_reply(deadline)
+                answer = crew.next_reply(deadline)
             except CallTimeoutError:
                 raise self._timeout_error(call) from None
+            if answer is None:
+                return
+            worker, _, reply = answer
             if reply is LOST:
                 self._lose(worker, call)
             elif isinstance(reply, Failure):
@@ -555,8 +565,8 @@ class ContractVectorEnv(VectorEnv[Any, Any, Any]):
                         self._stop_at_interrupt(worker)
 
     def _take_infos(self) -> list[tuple[int, info_columns.Columns]]:
-        outcomes = [(worker, self._replies.get(worker)) for worker in self._workers]
-        return [(worker.envs.start, outcome.infos) for worker, outcome in outcomes if outcome and outcome.infos]
+        groups = [(worker.envs.start, outcome.infos) for worker, outcome in self._replies.items() if outcome.infos]
+        return sorted(groups, key=itemgetter(0))
 
     def _take_failures(self) -> None:
         """Ends a call: forgets its replies, raises what sub-envs raised in a step or reset."""

@@ -11,12 +11,13 @@ Nothing here knows what a request means.
 
 from __future__ import annotations
 
+import contextlib
 import os
 import select
 import selectors
 import time
 from collections import deque
-from collections.abc import Iterable, Sequence
+from collections.abc import Iterable, Iterator, Sequence
 from multiprocessing import connection
 from typing import Any, Final
 
@@ -24,7 +25,7 @@ from rayvec.batch import Batch
 from rayvec.errors import CallTimeoutError
 from rayvec.failures import Failure
 from rayvec.local.memory import SharedBlock
-from rayvec.protocol import REQUESTS, Verb
+from rayvec.protocol import REQUESTS, StepPayload, Verb
 from rayvec.sub_envs import CallOutcome
 from rayvec.worker import Reply, Worker
 
@@ -57,18 +58,20 @@ class Crew:
     Attributes:
         workers: the workers.
         num_owed: how many replies have not been taken yet.
+        is_torn: Ctrl-C came while workers were being told something, so that only some of them do it.
     """
 
     def __init__(self, workers: Sequence[Worker], max_concurrency: int | None = None) -> None:
         self.workers = workers
         self.num_owed = 0
+        self.is_torn = False
         self._max_concurrency = max_concurrency
         self._queue: deque[tuple[Worker, Verb, Any]] = deque()
         self._working: set[Worker] = set()
         self._is_fresh = False
         self._inline = [worker for worker in workers if worker.is_caller]
         self._writers: set[Worker] = set()
-        self._ready: dict[Worker, None] = {}
+        self._ready: dict[Worker, bool] = {}
         self._selector = selectors.DefaultSelector()
         self._watched: dict[Worker, Sequence[int]] = {}
         self._owner = os.getpid()
@@ -106,13 +109,36 @@ class Crew:
                 prepared.append((worker, verb, worker.prepare(verb, payload)))
         self.num_owed += len(prepared)
         self._is_fresh = True
-        for worker, verb, ready in prepared:
-            if self._max_concurrency is None or not REQUESTS[verb].limited:
-                self._send(worker, verb, ready)
-            else:
-                self._queue.append((worker, verb, ready))
-        if self._queue:
-            self._send_queued()
+        with self._untorn():
+            for worker, verb, ready in prepared:
+                if self._max_concurrency is None or not REQUESTS[verb].limited:
+                    self._send(worker, verb, ready)
+                else:
+                    self._queue.append((worker, verb, ready))
+            if self._queue:
+                self._send_queued()
+
+    def ask_step(self) -> None:
+        """Tells every worker to step its sub-envs with the actions that lie in the batch."""
+        if self._max_concurrency is not None:
+            self.ask((worker, Verb.STEP, StepPayload(None)) for worker in self.workers)
+            return
+        self.num_owed += len(self.workers)
+        self._is_fresh = True
+        with self._untorn():
+            for worker in self.workers:
+                if not worker.send_step():
+                    self._writers.add(worker)
+
+    @contextlib.contextmanager
+    def _untorn(self) -> Iterator[None]:
+        """Notes when Ctrl-C has come while some workers had been told and others had not."""
+        try:
+            yield
+        except BaseException:
+            self.is_torn = True
+            self.num_owed = sum(len(worker.owed) for worker in self.workers) + len(self._queue)
+            raise
 
     def _send_queued(self) -> None:
         """Sends what may be sent now; a worker's requests keep their order."""
@@ -128,26 +154,26 @@ class Crew:
             self._send(worker, verb, prepared)
 
     def _send(self, worker: Worker, verb: Verb, prepared: Any) -> None:
-        worker.send(verb, prepared)
-        if worker.wants_to_write():
+        if not worker.send(verb, prepared):
             self._writers.add(worker)
 
-    def next_reply(self, deadline: float | None) -> tuple[Worker, Verb | None, Reply]:
-        """Waits for the next reply of any worker.
+    def next_reply(self, deadline: float | None) -> tuple[Worker, Verb | None, Reply] | None:
+        """Waits for the next reply that says something, of any worker.
 
         Args:
             deadline: of ``time.monotonic``; None waits for ever.
 
         Returns:
-            The worker, the request that it answered, and the reply; :data:`LOST` for the reply of one that has died.
+            The worker, the request that it answered, and the reply; :data:`LOST` for the reply of one that has died. None
+            when nothing is owed any more: the replies that are missing said nothing but that it is done.
 
         Raises:
             CallTimeoutError: none came in time. All that is owed stays owed.
         """
-        while True:
+        while self.num_owed:
             while self._ready:
-                worker = next(iter(self._ready))
-                reply = self._polled(worker)
+                worker, has_ended = next(iter(self._ready.items()))
+                reply = self._polled(worker, has_ended)
                 if reply is None:
                     del self._ready[worker]
                 elif reply is LOST:
@@ -165,23 +191,22 @@ class Crew:
                     if self._queue:
                         self._send_queued()
                     return worker, verb, reply
-            self._wait(deadline)
+            if self.num_owed:
+                self._wait(deadline)
+        return None
 
-    def _polled(self, worker: Worker) -> Reply | None:
+    def _polled(self, worker: Worker, has_ended: bool) -> Reply | None:
         try:
             reply = worker.poll()
-            if reply is None and not worker.is_alive():
-                # It may have answered between the two questions.
-                reply = worker.poll() or LOST
         except EOFError:
             return LOST
-        return reply
+        return LOST if reply is None and has_ended else reply
 
     def _wait(self, deadline: float | None) -> None:
         """Waits until some worker may have something to say."""
         for worker in self._inline:
             if worker.owed:
-                self._ready[worker] = None
+                self._ready[worker] = False
                 return
         timeout = None if deadline is None else max(deadline - time.monotonic(), 0.0)
         if self._is_fresh:
@@ -190,13 +215,16 @@ class Crew:
                 return
         if self._writers:
             timeout = _FLUSH_INTERVAL if timeout is None else min(timeout, _FLUSH_INTERVAL)
-        self._ready.update((key.data, None) for key, _ in self._selector.select(timeout))
+        for key, _ in self._selector.select(timeout):
+            worker = key.data
+            self._ready[worker] = self._ready.get(worker, False) or key.fd == worker.exit_descriptor()
         if self._ready:
             return
         if deadline is not None and time.monotonic() >= deadline:
             raise CallTimeoutError("out of time")
-        self._ready.update(dict.fromkeys(self._writers))
-        self._writers = {worker for worker in self._writers if worker.wants_to_write()}
+        # Being polled, they send more.
+        self._ready.update(dict.fromkeys(self._writers, False))
+        self._writers = {worker for worker in self._writers if not worker.is_flushed()}
 
     def _wait_for_last(self, timeout: float | None) -> bool:
         """Waits a moment for the worker that was asked last; the others have mostly answered when it does.
@@ -205,12 +233,16 @@ class Crew:
         of these wakes takes a core from a worker.
         """
         owing = [worker for worker in self.workers if worker.owed and worker in self._watched]
-        if len(owing) < 2 or self._writers or not hasattr(select, "poll"):
+        if len(owing) < 2 or self._writers or self._max_concurrency is not None or not hasattr(select, "poll"):
             return False
         last = select.poll()
         last.register(self._watched[owing[-1]][0], select.POLLIN)
         last.poll(_FIRST_WAIT * 1000 if timeout is None else min(timeout, _FIRST_WAIT) * 1000)
-        self._ready.update(dict.fromkeys(owing))
+        for worker in owing:
+            if worker.took_bare_reply():
+                self.num_owed -= 1
+            else:
+                self._ready[worker] = False
         return True
 
     def owes(self, worker: Worker) -> bool:
@@ -270,13 +302,12 @@ class Crew:
         for worker in living:
             self._unqueue(worker)
         self.ask((worker, Verb.CLOSE, None) for worker in living)
-        while any(worker.owed for worker in living):
-            try:
-                _, verb, reply = self.next_reply(deadline)
-            except CallTimeoutError:
-                break
-            if verb is Verb.CLOSE and isinstance(reply, CallOutcome):
-                failures.extend(reply.failures)
+        try:
+            while (answer := self.next_reply(deadline)) is not None:
+                if isinstance(answer[2], CallOutcome):
+                    failures.extend(answer[2].failures)
+        except CallTimeoutError:
+            pass
         self._wait_for_ends(living, deadline)
         return failures
 

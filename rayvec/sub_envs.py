@@ -42,6 +42,7 @@ class Outcome(NamedTuple):
 
 
 _NOTHING = Outcome()
+_NUMBERS = (float, int)
 
 
 class CallOutcome(NamedTuple):
@@ -87,6 +88,7 @@ class SubEnvs:
         self._autoreset_mode = autoreset_mode
         self._ended = [False] * len(env_fns)
         self._failed = [False] * len(env_fns)
+        self._has_flags = False
         self._batch: Batch
         self._rows = range(0)
 
@@ -125,8 +127,6 @@ class SubEnvs:
         """Tells them where their rows are: from ``first_row`` on."""
         self._batch = batch
         self._rows = range(first_row, first_row + len(self))
-        self._own_terminations = batch.terminations[first_row : self._rows.stop]
-        self._own_truncations = batch.truncations[first_row : self._rows.stop]
 
     def step(self, actions: Sequence[Any] | None = None) -> Outcome:
         """Steps each of them once.
@@ -134,53 +134,68 @@ class SubEnvs:
         Args:
             actions: one for each; None: they lie in the batch's rows.
         """
-        batch, rows = self._batch, self._rows
+        batch, rows, ended = self._batch, self._rows, self._ended
         if actions is None:
             actions = batch.action_rows(rows.start, rows.stop)
-        rewards, terminations, truncations = batch.rewards, batch.terminations, batch.truncations
-        self._own_terminations.fill(False)
-        self._own_truncations.fill(False)
+        if self._has_flags:
+            self._clear_flags()
+        rewards = batch.rewards
         write = batch.observations.write
-        same_step = self._autoreset_mode is AutoresetMode.SAME_STEP
-        next_step = self._autoreset_mode is AutoresetMode.NEXT_STEP
-        ended = self._ended
         infos: list[tuple[int, Mapping[Any, Any]]] = []
         failures: list[Failure] = []
-        for index, env in enumerate(self.envs):
-            row = rows[index]
+        index = -1
+        for env, row, action in zip(self.envs, rows, actions, strict=True):
+            index += 1
             try:
-                if next_step and ended[index]:
+                if ended[index]:
                     ended[index] = False
                     rewards[row] = 0.0
                     info = self._reset_env(index)
                 else:
-                    observation, reward, terminated, truncated, info = env.step(actions[index])  # type: ignore[union-attr]
+                    observation, reward, terminated, truncated, info = env.step(action)  # type: ignore[union-attr]
                     try:
                         write(row, observation)
                     except Mismatch as mismatch:
                         raise self._invalid(index, "step", mismatch) from None
-                    rewards[row] = reward if type(reward) is float else reward_as_float(self.first + index, reward)
+                    rewards[row] = reward if isinstance(reward, _NUMBERS) else reward_as_float(self.first + index, reward)
                     if info:
                         info = info_columns.copied(info)
                     if terminated or truncated:
-                        terminations[row] = bool(terminated)
-                        truncations[row] = bool(truncated)
-                        if same_step:
-                            ending = {"final_obs": batch.observations.read(row), "final_info": info}
-                            info = {**ending, **self._reset_env(index)}
-                        else:
-                            ended[index] = True
+                        info = self._end_episode(index, bool(terminated), bool(truncated), info)
                 if info:
                     infos.append((index, info))
             except BaseException as error:
-                self._failed[index] = True
-                failures.append(Failure.caught(self.first + index, "step", error))
+                failures.append(self._fail(index, "step", error))
                 if not isinstance(error, Exception):
-                    self._failed[index:] = [True] * (len(self) - index)
                     break
         if not infos and not failures:
             return _NOTHING
         return Outcome(info_columns.gather(infos), failures)
+
+    def _end_episode(self, index: int, terminated: bool, truncated: bool, info: dict[Any, Any]) -> dict[Any, Any]:
+        """Notes the end of an episode, and begins the next one if the mode says now; returns the step's info."""
+        row = self._rows[index]
+        self._batch.terminations[row] = terminated
+        self._batch.truncations[row] = truncated
+        self._has_flags = True
+        if self._autoreset_mode is AutoresetMode.SAME_STEP:
+            ending = {"final_obs": self._batch.observations.read(row), "final_info": info}
+            return {**ending, **self._reset_env(index)}
+        # Under DISABLED the caller lets no step through before a reset.
+        self._ended[index] = self._autoreset_mode is AutoresetMode.NEXT_STEP
+        return info
+
+    def _clear_flags(self) -> None:
+        start, stop = self._rows.start, self._rows.stop
+        self._batch.terminations[start:stop] = False
+        self._batch.truncations[start:stop] = False
+        self._has_flags = False
+
+    def _fail(self, index: int, call: str, error: BaseException) -> Failure:
+        """Marks a sub-env as failed by ``error``, and those behind it as well where Ctrl-C has stopped the call."""
+        stop = index + 1 if isinstance(error, Exception) else len(self)
+        self._failed[index:stop] = [True] * (stop - index)
+        return Failure.caught(self.first + index, call, error)
 
     def reset(
         self,
@@ -210,10 +225,8 @@ class SubEnvs:
                 if info:
                     infos.append((index, info))
             except BaseException as error:
-                self._failed[index] = True
-                failures.append(Failure.caught(self.first + index, "reset", error))
+                failures.append(self._fail(index, "reset", error))
                 if not isinstance(error, Exception):
-                    self._failed[index:] = [True] * (len(self) - index)
                     break
         return Outcome(info_columns.gather(infos) if infos else {}, failures)
 

@@ -18,10 +18,12 @@ from gymnasium.vector import AutoresetMode
 from rayvec.batch import Batch
 from rayvec.failures import Failure
 from rayvec.local.memory import SharedBlock
-from rayvec.protocol import Verb, perform
+from rayvec.protocol import StepPayload, Verb, perform
 from rayvec.sub_envs import CallOutcome, EnvFn, SubEnvs
 
 __all__ = ["InlineWorker", "Reply", "Worker", "shares"]
+
+_STEP = StepPayload(None)
 
 Reply = Any
 """What came back for a request: the type in the table of requests, or a Failure for a START that failed."""
@@ -62,8 +64,20 @@ class Worker(ABC):
         return payload
 
     @abstractmethod
-    def send(self, verb: Verb, prepared: Any) -> None:
-        """Passes a request on; owes ``verb``. A worker that has died says so at :meth:`poll`, not here."""
+    def send(self, verb: Verb, prepared: Any) -> bool:
+        """Passes a request on; owes ``verb``. A worker that has died says so at :meth:`poll`, not here.
+
+        Returns:
+            Whether all of it has left; if not, :meth:`poll` sends more.
+        """
+
+    def send_step(self) -> bool:
+        """Passes on a STEP whose actions lie in the batch; as :meth:`send`."""
+        return self.send(Verb.STEP, self.prepare(Verb.STEP, _STEP))
+
+    def took_bare_reply(self) -> bool:
+        """Whether the reply to the oldest request was here and said nothing but that it is done; strikes that off."""
+        return False
 
     @abstractmethod
     def poll(self) -> Reply | None:
@@ -73,6 +87,10 @@ class Worker(ABC):
             EOFError: it has died and no reply is to come any more.
         """
 
+    def is_flushed(self) -> bool:
+        """Whether all that was sent has left."""
+        return True
+
     @abstractmethod
     def descriptors(self) -> Sequence[int]:
         """What becomes readable when :meth:`poll` may have something to say; none: it answers when polled."""
@@ -80,10 +98,6 @@ class Worker(ABC):
     def exit_descriptor(self) -> int | None:
         """What becomes readable when it has ended; None: it is no process of its own."""
         return None
-
-    def wants_to_write(self) -> bool:
-        """Whether part of a request still waits to leave; :meth:`poll` sends more of it."""
-        return False
 
     @abstractmethod
     def is_alive(self) -> bool:
@@ -138,9 +152,10 @@ class InlineWorker(Worker):
     def attach(self, batch: Batch, block: SharedBlock | None) -> None:
         self.send(Verb.ATTACH, (batch,))
 
-    def send(self, verb: Verb, prepared: tuple[Any, ...] | None) -> None:
+    def send(self, verb: Verb, prepared: tuple[Any, ...] | None) -> bool:
         self.owed.append(verb)
         self._asked.append((verb, prepared))
+        return True
 
     def poll(self) -> Reply | None:
         if not self._asked:
@@ -187,6 +202,7 @@ class InlineWorker(Worker):
         self.owed.clear()
         if self.sub_envs is not None:
             self.sub_envs.close()
+            self.sub_envs = None
 
     def describe(self) -> str:
         return "the calling process"

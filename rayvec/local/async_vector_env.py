@@ -192,8 +192,7 @@ def _checked_max_concurrency(max_concurrency: Any) -> int | None:
 
 def _checked_context(context: str | BaseContext | None) -> BaseContext:
     if isinstance(context, BaseContext):
-        # The default context answers for whichever start method was set.
-        return multiprocessing.get_context(context.get_start_method())
+        return context
     try:
         return multiprocessing.get_context(context)
     except (TypeError, ValueError, AttributeError):

@@ -54,7 +54,13 @@ class WorkerChannel:
 
     def receive(self) -> Frame:
         """Waits for the next frame. Raises EOFError when the caller is gone."""
-        code = self._exactly(1)[0]
+        try:
+            data = self._socket.recv(1)
+        except ConnectionError:
+            raise EOFError from None
+        if not data:
+            raise EOFError
+        code = data[0]
         if code < _HAS_PAYLOAD:
             return code, None
         (length,) = _LENGTH.unpack(self._exactly(_LENGTH.size))
@@ -112,8 +118,11 @@ class CallerChannel:
         """The socket's descriptor: readable when :meth:`poll` has something to tell."""
         return self._socket.fileno()
 
-    def post(self, code: int, *parts: bytes | memoryview) -> None:
+    def post(self, code: int, *parts: bytes | memoryview) -> bool:
         """Sends a frame, or as much of it as the socket takes now; :meth:`flush` sends the rest.
+
+        Returns:
+            Whether all of it has left.
 
         Raises:
             EOFError: the worker is gone.
@@ -121,7 +130,7 @@ class CallerChannel:
         if not parts and not self._outbox:
             try:
                 self._socket.send(_BARE[code])
-                return
+                return True
             except BlockingIOError:
                 pass
             except OSError:
@@ -131,9 +140,11 @@ class CallerChannel:
         else:
             self._outbox.append(memoryview(_header(code, parts)))
             self._outbox.extend(memoryview(part) for part in parts if len(part))
-        if not self.flush():
-            # What is left may be a view of memory that changes before it is sent.
-            self._outbox = deque(item if isinstance(item, int) else memoryview(bytes(item)) for item in self._outbox)
+        if self.flush():
+            return True
+        # What is left may be a view of memory that changes before it is sent.
+        self._outbox = deque(item if isinstance(item, int) else memoryview(bytes(item)) for item in self._outbox)
+        return False
 
     def post_descriptor(self, descriptor: int) -> None:
         """Sends a file descriptor behind the frame just posted."""
@@ -163,6 +174,19 @@ class CallerChannel:
     def is_flushed(self) -> bool:
         """Whether everything posted has left."""
         return not self._outbox
+
+    def took_bare(self, code: int) -> bool:
+        """Whether the next frame is here and is nothing but ``code``; it is taken if so."""
+        if self._inbox or self._body is not None:
+            return False
+        try:
+            data = self._socket.recv(65536)
+        except OSError:
+            return False
+        if data == _BARE[code]:
+            return True
+        self._inbox += data
+        return False
 
     def poll(self) -> Frame | None:
         """The next frame if all of it is here, else None. Raises EOFError when the worker is gone."""

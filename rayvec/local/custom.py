@@ -170,11 +170,12 @@ class CustomWorker(ChildWorker):
             message = ("_setattr", (payload.name, payload.values[0]))
         return ForkingPickler.dumps(message)
 
-    def send(self, verb: Verb, prepared: Any) -> None:
+    def send(self, verb: Verb, prepared: Any) -> bool:
         self.owed.append(verb)
         if self._pipe is not None:
             with contextlib.suppress(OSError):
                 self._pipe.send_bytes(prepared)
+        return True
 
     def poll(self) -> Reply | None:
         if self._pipe is None:

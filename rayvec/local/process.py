@@ -278,7 +278,7 @@ class ProcessWorker(ChildWorker):
         payload = AttachPayload(
             batch.observation_space, batch.action_space, num_rows, block.token if block is not None else None
         )
-        self._post(Verb.ATTACH, serialise.dumps(tuple(payload)))
+        self.send(Verb.ATTACH, (serialise.dumps(tuple(payload)),))
         if block is not None and self._channel is not None:
             with contextlib.suppress(EOFError):
                 block.send_descriptor(self._channel)
@@ -292,16 +292,21 @@ class ProcessWorker(ChildWorker):
             return encode_actions(payload.actions, rows)
         return () if payload is None else (serialise.dumps(tuple(payload)),)
 
-    def send(self, verb: Verb, prepared: Sequence[bytes | memoryview]) -> None:
-        self._post(verb, *prepared)
-
-    def _post(self, verb: Verb, *parts: bytes | memoryview) -> None:
+    def send(self, verb: Verb, prepared: Sequence[bytes | memoryview]) -> bool:
         self.owed.append(verb)
-        if self._channel is not None:
-            try:
-                self._channel.post(verb, *parts)
-            except EOFError:
-                pass
+        try:
+            return self._channel is None or self._channel.post(verb, *prepared)
+        except EOFError:
+            return True
+
+    def send_step(self) -> bool:
+        return self.send(Verb.STEP, () if self._is_shared else self.prepare(Verb.STEP, StepPayload(None)))
+
+    def took_bare_reply(self) -> bool:
+        if self._channel is None or not self._channel.took_bare(self.owed[0]):
+            return False
+        self.owed.popleft()
+        return True
 
     def poll(self) -> Reply | None:
         channel = self._channel
@@ -314,15 +319,16 @@ class ProcessWorker(ChildWorker):
             return None
         return decode_reply(frame[0], frame[1], self._batch, self.envs, self._is_shared)
 
+    def is_flushed(self) -> bool:
+        return self._channel is None or self._channel.is_flushed
+
     def descriptors(self) -> Sequence[int]:
         if self._channel is None or self._child is None:
             return ()
         return (self._channel.fileno(), self._child.descriptor)
 
-    def wants_to_write(self) -> bool:
-        return self._channel is not None and not self._channel.is_flushed
-
     def _disconnect(self) -> None:
         if self._channel is not None:
             self._channel.close()
             self._channel = None
+        self._batch = None

@@ -151,10 +151,11 @@ class _Session:
         self._shared = False
 
     def run(self) -> None:
+        step_code = int(Verb.STEP)
         while True:
             code, data = self._channel.receive()
-            if code == Verb.STEP:
-                self._reply(Verb.STEP, self._sub_envs.step(self._actions(data)))
+            if code == step_code:
+                self._reply(Verb.STEP, self._sub_envs.step(None if data is None else self._actions(data)))
                 continue
             verb = Verb(code)
             if verb is Verb.CLOSE:
@@ -175,10 +176,8 @@ class _Session:
         self._batch = Batch(observation_space, action_space, num_rows, buffer)
         self._sub_envs.attach(self._batch, self._sub_envs.first if self._shared else 0)
 
-    def _actions(self, data: memoryview | None) -> Sequence[Any] | None:
-        """The actions of a step: in the rows already, as bytes to be put there, or one by one."""
-        if data is None:
-            return None
+    def _actions(self, data: memoryview) -> Sequence[Any] | None:
+        """The actions that came with a STEP: bytes, put into the rows, or one by one."""
         if data[0] == _ACTION_BYTES[0]:
             self._batch.unpack_actions(data[1:])
             return None

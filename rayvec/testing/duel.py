@@ -53,27 +53,28 @@ class Duel:
 
     def ask(self, name: str, *args: Any, **kwargs: Any) -> Any:
         """Calls a method of the vector env that must not raise."""
-        method = getattr(self.envs, name, None)
-        if method is None:
-            raise ConformanceError(f"{type(self.envs).__name__} has no {name!r}")
+        method = self._method(name)
         try:
             return method(*args, **kwargs)
         except Exception as error:
             raise ConformanceError(f"{name} raised {type(error).__name__}: {error}") from error
 
-    def ask_to_raise(self, error_types: type[Exception] | tuple[type[Exception], ...], name: str, *args: Any, **kwargs: Any) -> Exception:
+    def ask_to_raise(self, error_type: type[Exception], name: str, *args: Any, **kwargs: Any) -> Exception:
         """Calls a method of the vector env that has to raise, and returns what it raised."""
-        method = getattr(self.envs, name, None)
-        if method is None:
-            raise ConformanceError(f"{type(self.envs).__name__} has no {name!r}")
-        due = " or ".join(kind.__name__ for kind in np.ravel(np.array(error_types, object)))
+        method = self._method(name)
         try:
             result = method(*args, **kwargs)
-        except error_types as error:
+        except error_type as error:
             return error
         except Exception as error:
-            raise ConformanceError(f"{name} raised {type(error).__name__}: {error}, expected {due}") from error
-        raise ConformanceError(f"{name} returned {_shortened(result)}, expected it to raise {due}")
+            raise ConformanceError(f"{name} raised {type(error).__name__}: {error}, expected {error_type.__name__}") from error
+        raise ConformanceError(f"{name} returned {_shortened(result)}, expected it to raise {error_type.__name__}")
+
+    def _method(self, name: str) -> Callable[..., Any]:
+        method: Callable[..., Any] | None = getattr(self.envs, name, None)
+        if method is None:
+            raise ConformanceError(f"{type(self.envs).__name__} has no {name!r}")
+        return method
 
     def reset(self, *, seed: Any = None, options: dict[str, Any] | None = None) -> tuple[Any, dict[Any, Any]]:
         """Resets both and compares; returns what the vector env gave."""
@@ -174,7 +175,7 @@ def close_quietly(envs: Any) -> None:
     """Closes a vector env that has failed its check already, so that what else it raises is no news."""
     try:
         envs.close()
-    except Exception:  # noqa: S110
+    except Exception:
         pass
 
 

@@ -141,12 +141,12 @@ class LogLine(NamedTuple):
 
     Attributes:
         event: ``"built"`` or ``"closed"``.
-        index: of the sub-env.
+        env_index: of the sub-env.
         pid: of the process it lived in.
     """
 
     event: str
-    index: int
+    env_index: int
     pid: int
 
 
@@ -230,7 +230,7 @@ class CountingEnv(gym.Env[npt.NDArray[np.int64], np.int64]):
             counting_info(self._infos, self.index, self._episode, self._step),
         )
 
-    def render(self) -> npt.NDArray[np.uint8]:  # type: ignore[override]
+    def render(self) -> npt.NDArray[np.uint8]:
         """A small picture in the colour of the step."""
         return np.full((2, 2, 3), self._step, np.uint8)
 
@@ -363,7 +363,8 @@ class BufferEnv(gym.Env[npt.NDArray[np.float64], npt.NDArray[np.float32]]):
         self._kept = np.zeros(2, np.float32)
         self._history: list[int] = []
         self._counts = np.zeros(2, np.int64)
-        self._nested = {"history": self._history, "words": ["step"]}
+        self._words = ["step"]
+        self._nested = {"history": self._history, "words": self._words}
         self._info: dict[str, Any] = {"history": self._history, "counts": self._counts, "nested": self._nested}
 
     def reset(
@@ -393,7 +394,7 @@ class BufferEnv(gym.Env[npt.NDArray[np.float64], npt.NDArray[np.float32]]):
         step = int(self._observation[1])
         self._history.append(step)
         self._counts[1] = step
-        self._nested["words"].append("step")
+        self._words.append("step")
         self._info["kept"] = self._kept
         return self._observation, float(step), step >= self._episode_length, False, self._info
 
@@ -521,7 +522,7 @@ BAD_REWARD_FORMS: dict[str, Callable[[int], Any]] = {
 
 
 def reward_value(form: str, step: int) -> float:
-    """The number that :class:`RewardEnv` gives in a good form at a step: ``step + 0.25``, or ``step`` (``bool``: its parity)."""
+    """What a good form of reward is at a step: ``step + 0.25``, ``step`` for whole numbers, whether it is even for ``bool``."""
     if form == "bool":
         return float(step % 2 == 0)
     return float(step) if form in ("int", "numpy-int64") else step + 0.25

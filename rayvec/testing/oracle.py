@@ -209,7 +209,8 @@ class PlainLoop:
     def _build_anew(self, index: int) -> None:
         try:
             self.envs[index].close()
-        except Exception:  # noqa: S110 - a broken env may be broken here too
+        except Exception:
+            # A broken env may be broken here too.
             pass
         self.envs[index] = self._env_fns[index]()
         self._failed[index] = False
@@ -224,7 +225,8 @@ class PlainLoop:
         notes = [f"raised by sub-env {lowest} in {call}"]
         notes += [f"sub-env {index} raised {errors[index]!r} too" for index in sorted(errors) if index != lowest]
         error = errors[lowest]
-        error.__notes__ = [*getattr(error, "__notes__", []), *notes]
+        # As add_note does, which Python 3.10 has not.
+        error.__dict__["__notes__"] = [*getattr(error, "__notes__", []), *notes]
         raise error
 
     def _checked_observation(self, index: int, call: str, observation: Any) -> Any:
