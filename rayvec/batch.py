@@ -112,6 +112,11 @@ class Batch:
         """Fills rows ``start`` to ``stop`` with results that were packed elsewhere."""
         _unpack(self._results, start, stop, data)
 
+    @property
+    def has_objects(self) -> bool:
+        """Whether part of an observation has no fixed layout and is kept beside the rows."""
+        return bool(self._objects)
+
     def take_objects(self) -> list[dict[int, Any]] | None:
         """The observations without a fixed layout that were written since it was last asked; None if there are none."""
         return [column.take_written() for column in self._objects] or None

@@ -17,7 +17,7 @@ import select
 import selectors
 import time
 from collections import deque
-from collections.abc import Iterable, Iterator, Sequence
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from multiprocessing import connection
 from typing import Any, Final
 
@@ -39,6 +39,9 @@ class _Lost:
 
 LOST: Final = _Lost()
 """In place of a reply: the worker has died, and owes nothing any more."""
+
+_STEP = StepPayload(None)
+_STEP_BYTE = bytes([Verb.STEP])
 
 _TERMINATE_GRACE = 0.4
 """Seconds between asking processes to end and ending them."""
@@ -69,6 +72,7 @@ class Crew:
         self._queue: deque[tuple[Worker, Verb, Any]] = deque()
         self._working: set[Worker] = set()
         self._is_fresh = False
+        self._senders: list[tuple[Worker, Callable[[bytes], int] | None]] | None = None
         self._inline = [worker for worker in workers if worker.is_caller]
         self._writers: set[Worker] = set()
         self._ready: dict[Worker, bool] = {}
@@ -90,6 +94,7 @@ class Crew:
         """Gives ``worker`` its memory."""
         owed = len(worker.owed)
         worker.attach(batch, block)
+        self._senders = None
         self.num_owed += len(worker.owed) - owed
 
     def ask(self, requests: Iterable[tuple[Worker, Verb, tuple[Any, ...] | None]]) -> None:
@@ -120,15 +125,32 @@ class Crew:
 
     def ask_step(self) -> None:
         """Tells every worker to step its sub-envs with the actions that lie in the batch."""
-        if self._max_concurrency is not None:
-            self.ask((worker, Verb.STEP, StepPayload(None)) for worker in self.workers)
+        if self._max_concurrency is not None or self._writers:
+            self.ask((worker, Verb.STEP, _STEP) for worker in self.workers)
             return
-        self.num_owed += len(self.workers)
-        self._is_fresh = True
+        if self._senders is None:
+            self._senders = [(worker, worker.bare_sender()) for worker in self.workers]
+        others = [worker for worker, send in self._senders if send is None]
         with self._untorn():
-            for worker in self.workers:
-                if not worker.send_step():
-                    self._writers.add(worker)
+            if others:
+                self.ask((worker, Verb.STEP, _STEP) for worker in others)
+            self.num_owed += len(self._senders) - len(others)
+            self._is_fresh = True
+            for worker, send in self._senders:
+                if send is not None:
+                    worker.owed.append(Verb.STEP)
+            # The first workers wake while the last are being told, and want this core: be quick.
+            for worker, send in self._senders:
+                if send is not None:
+                    try:
+                        send(_STEP_BYTE)
+                    except OSError:
+                        self._send_again(worker)
+
+    def _send_again(self, worker: Worker) -> None:
+        """Sends a STEP the long way to a worker whose socket is full, or whose death will be noticed later."""
+        worker.owed.pop()
+        self._send(worker, Verb.STEP, worker.prepare(Verb.STEP, _STEP))
 
     @contextlib.contextmanager
     def _untorn(self) -> Iterator[None]:
@@ -251,6 +273,7 @@ class Crew:
 
     def forget(self, worker: Worker) -> None:
         """Drops what ``worker`` owes and does not listen to it any more."""
+        self._senders = None
         for descriptor in self._watched.pop(worker, ()):
             self._selector.unregister(descriptor)
         self._ready.pop(worker, None)

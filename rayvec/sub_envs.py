@@ -29,7 +29,7 @@ from rayvec.columns import Mismatch, snapshot
 from rayvec.errors import InvalidObservationError, InvalidRewardError
 from rayvec.failures import Failure
 
-__all__ = ["CallOutcome", "Description", "EnvFn", "Outcome", "SubEnvs", "reward_as_float"]
+__all__ = ["NOTHING", "CallOutcome", "Description", "EnvFn", "Outcome", "SubEnvs", "reward_as_float"]
 
 EnvFn = Callable[[], gym.Env[Any, Any]]
 
@@ -41,7 +41,8 @@ class Outcome(NamedTuple):
     failures: Sequence[Failure] = ()
 
 
-_NOTHING = Outcome()
+NOTHING = Outcome()
+"""The outcome of a step of which the rows of the batch say everything."""
 _NUMBERS = (float, int)
 
 
@@ -169,7 +170,7 @@ class SubEnvs:
                 if not isinstance(error, Exception):
                     break
         if not infos and not failures:
-            return _NOTHING
+            return NOTHING
         return Outcome(info_columns.gather(infos), failures)
 
     def _end_episode(self, index: int, terminated: bool, truncated: bool, info: dict[Any, Any]) -> dict[Any, Any]:

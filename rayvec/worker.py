@@ -10,7 +10,7 @@ from __future__ import annotations
 import itertools
 from abc import ABC, abstractmethod
 from collections import deque
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from typing import Any
 
 from gymnasium.vector import AutoresetMode
@@ -18,12 +18,10 @@ from gymnasium.vector import AutoresetMode
 from rayvec.batch import Batch
 from rayvec.failures import Failure
 from rayvec.local.memory import SharedBlock
-from rayvec.protocol import StepPayload, Verb, perform
+from rayvec.protocol import Verb, perform
 from rayvec.sub_envs import CallOutcome, EnvFn, SubEnvs
 
 __all__ = ["InlineWorker", "Reply", "Worker", "shares"]
-
-_STEP = StepPayload(None)
 
 Reply = Any
 """What came back for a request: the type in the table of requests, or a Failure for a START that failed."""
@@ -71,9 +69,9 @@ class Worker(ABC):
             Whether all of it has left; if not, :meth:`poll` sends more.
         """
 
-    def send_step(self) -> bool:
-        """Passes on a STEP whose actions lie in the batch; as :meth:`send`."""
-        return self.send(Verb.STEP, self.prepare(Verb.STEP, _STEP))
+    def bare_sender(self) -> Callable[[bytes], int] | None:
+        """What sends it a request that is a byte and nothing else, or raises OSError; None where it needs more."""
+        return None
 
     def took_bare_reply(self) -> bool:
         """Whether the reply to the oldest request was here and said nothing but that it is done; strikes that off."""

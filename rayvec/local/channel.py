@@ -17,6 +17,7 @@ from __future__ import annotations
 import socket
 import struct
 from collections import deque
+from collections.abc import Callable
 from typing import Any
 
 __all__ = ["CallerChannel", "Frame", "WorkerChannel"]
@@ -103,11 +104,16 @@ class WorkerChannel:
 
 
 class CallerChannel:
-    """The caller's end: neither sending nor receiving blocks."""
+    """The caller's end: neither sending nor receiving blocks.
+
+    Attributes:
+        send_now: sends bytes past the outbox, which must be empty; raises OSError if the socket does not take them.
+    """
 
     def __init__(self, sock: socket.socket) -> None:
         self._socket = sock
         sock.setblocking(False)
+        self.send_now: Callable[[bytes], int] = sock.send
         self._outbox: deque[memoryview | int] = deque()
         self._inbox = bytearray()
         self._body: memoryview | None = None

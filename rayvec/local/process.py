@@ -299,8 +299,8 @@ class ProcessWorker(ChildWorker):
         except EOFError:
             return True
 
-    def send_step(self) -> bool:
-        return self.send(Verb.STEP, () if self._is_shared else self.prepare(Verb.STEP, StepPayload(None)))
+    def bare_sender(self) -> Callable[[bytes], int] | None:
+        return self._channel.send_now if self._channel is not None and self._is_shared else None
 
     def took_bare_reply(self) -> bool:
         if self._channel is None or not self._channel.took_bare(self.owed[0]):

@@ -38,7 +38,7 @@ from rayvec.failures import Failure, PackedFailure
 from rayvec.local.channel import WorkerChannel
 from rayvec.local.memory import SharedBlock
 from rayvec.protocol import Verb, perform
-from rayvec.sub_envs import CallOutcome, EnvFn, Outcome, SubEnvs
+from rayvec.sub_envs import NOTHING, CallOutcome, EnvFn, Outcome, SubEnvs
 
 __all__ = ["AttachPayload", "WorkerPlan", "decode_reply", "follow_caller", "serve", "work"]
 
@@ -149,13 +149,19 @@ class _Session:
         self._sub_envs = sub_envs
         self._batch: Batch
         self._shared = False
+        self._is_bare = False
+        """Whether rows say everything when a step gives neither infos nor failures."""
 
     def run(self) -> None:
         step_code = int(Verb.STEP)
         while True:
             code, data = self._channel.receive()
             if code == step_code:
-                self._reply(Verb.STEP, self._sub_envs.step(None if data is None else self._actions(data)))
+                outcome = self._sub_envs.step(None if data is None else self._actions(data))
+                if outcome is NOTHING and self._is_bare:
+                    self._channel.send(code)
+                else:
+                    self._reply(Verb.STEP, outcome)
                 continue
             verb = Verb(code)
             if verb is Verb.CLOSE:
@@ -174,6 +180,7 @@ class _Session:
         self._shared = block is not None
         buffer = SharedBlock.attach(block, self._channel) if block is not None else None
         self._batch = Batch(observation_space, action_space, num_rows, buffer)
+        self._is_bare = self._shared and not self._batch.has_objects
         self._sub_envs.attach(self._batch, self._sub_envs.first if self._shared else 0)
 
     def _actions(self, data: memoryview) -> Sequence[Any] | None:
@@ -187,16 +194,15 @@ class _Session:
     def _reply(self, verb: Verb, outcome: Outcome | CallOutcome) -> None:
         has_rows = isinstance(outcome, Outcome)
         objects = self._batch.take_objects() if has_rows else None
-        if self._shared and not objects and not outcome[0] and not outcome.failures:
-            self._channel.send(verb)
-            return
         extra = b""
         if objects or outcome.failures or outcome[0]:
             extra = self._pickled(verb, outcome, objects)
         if has_rows and not self._shared:
             self._channel.send(verb, _LENGTH.pack(len(extra)), extra, *self._batch.pack_results())
-        else:
+        elif extra:
             self._channel.send(verb, _LENGTH.pack(len(extra)), extra)
+        else:
+            self._channel.send(verb)
 
     def _pickled(self, verb: Verb, outcome: Outcome | CallOutcome, objects: list[dict[int, Any]] | None) -> bytes:
         packed = [failure.pack() for failure in outcome.failures]

@@ -56,12 +56,18 @@ class PlainLoop:
         self._env_fns = list(env_fns)
         self.num_envs = len(self._env_fns)
         self.autoreset_mode = AutoresetMode(autoreset_mode)
-        self.envs = [env_fn() for env_fn in self._env_fns]
+        self.envs: list[gym.Env[Any, Any]] = []
+        self.closed = False
+        try:
+            for env_fn in self._env_fns:
+                self.envs.append(env_fn())
+        except BaseException:
+            self.close()
+            raise
         self.single_observation_space: Space[Any] = self.envs[0].observation_space
         self.single_action_space: Space[Any] = self.envs[0].action_space
         self.observation_space: Space[Any] = batch_space(self.single_observation_space, self.num_envs)
         self.action_space: Space[Any] = batch_space(self.single_action_space, self.num_envs)
-        self.closed = False
         self._observations = [_zero(self.single_observation_space) for _ in range(self.num_envs)]
         self._ended = [False] * self.num_envs
         self._failed = [False] * self.num_envs
