@@ -112,7 +112,7 @@ class ArrayColumn(Column):
 
     def write(self, row: int, value: Any) -> None:
         if type(value) is np.ndarray:
-            if value.dtype == self._dtype and value.shape == self._shape:
+            if value.dtype is self._dtype and value.shape == self._shape:
                 self._array[row] = value
                 return
         elif type(value) is self._scalar:
@@ -149,7 +149,11 @@ class ArrayColumn(Column):
         return [self._array]
 
     def rows(self, start: int, stop: int) -> list[Any]:
-        return list(self._array[start:stop].copy())
+        if self._scalar is None:
+            return list(self._array[start:stop].copy())
+        # Items of a flat array are copies already.
+        array = self._array
+        return [array[start]] if stop - start == 1 else list(array[start:stop])
 
     def write_all(self, values: Any) -> bool:
         """Stores one value for every row, if no conversion is needed; returns whether it did.

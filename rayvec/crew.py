@@ -17,7 +17,7 @@ import select
 import selectors
 import time
 from collections import deque
-from collections.abc import Callable, Iterable, Iterator, Sequence
+from collections.abc import Iterable, Iterator, Sequence
 from multiprocessing import connection
 from typing import Any, Final
 
@@ -51,6 +51,31 @@ _FLUSH_INTERVAL = 0.005
 """Seconds between two attempts to send what a socket would not take."""
 
 
+class _BareLines:
+    """The shortest way to tell workers to step and to hear that they have: a byte each way, in tight loops.
+
+    Attributes:
+        senders: the workers that can be told so, and how.
+        receivers: the same workers, and how to receive and what takes what was received but is more than a byte.
+        others: the rest.
+    """
+
+    def __init__(self, workers: Sequence[Worker]) -> None:
+        lines = [(worker, worker.bare_line()) for worker in workers]
+        self.others = [worker for worker, line in lines if line is None]
+        self.senders = [(worker, line.send) for worker, line in lines if line is not None]
+        self.receivers = [(worker, line.receive, line.put_back) for worker, line in lines if line is not None]
+        self._last = None
+        if self.senders and hasattr(select, "poll"):
+            self._last = select.poll()
+            self._last.register(self.senders[-1][0].descriptors()[0], select.POLLIN)
+
+    def wait_for_last(self, timeout: float) -> None:
+        """Waits for the last worker's reply, or its end."""
+        if self._last is not None:
+            self._last.poll(timeout * 1000)
+
+
 class Crew:
     """All workers of a vector env, in the order of their sub-envs.
 
@@ -71,8 +96,8 @@ class Crew:
         self._max_concurrency = max_concurrency
         self._queue: deque[tuple[Worker, Verb, Any]] = deque()
         self._working: set[Worker] = set()
-        self._is_fresh = False
-        self._senders: list[tuple[Worker, Callable[[bytes], int] | None]] | None = None
+        self._lines: _BareLines | None = None
+        self._awaits_lines = False
         self._inline = [worker for worker in workers if worker.is_caller]
         self._writers: set[Worker] = set()
         self._ready: dict[Worker, bool] = {}
@@ -94,7 +119,7 @@ class Crew:
         """Gives ``worker`` its memory."""
         owed = len(worker.owed)
         worker.attach(batch, block)
-        self._senders = None
+        self._lines = None
         self.num_owed += len(worker.owed) - owed
 
     def ask(self, requests: Iterable[tuple[Worker, Verb, tuple[Any, ...] | None]]) -> None:
@@ -113,7 +138,6 @@ class Crew:
             else:
                 prepared.append((worker, verb, worker.prepare(verb, payload)))
         self.num_owed += len(prepared)
-        self._is_fresh = True
         with self._untorn():
             for worker, verb, ready in prepared:
                 if self._max_concurrency is None or not REQUESTS[verb].limited:
@@ -125,32 +149,25 @@ class Crew:
 
     def ask_step(self) -> None:
         """Tells every worker to step its sub-envs with the actions that lie in the batch."""
-        if self._max_concurrency is not None or self._writers:
+        if self._max_concurrency is not None or self._writers or self.num_owed:
             self.ask((worker, Verb.STEP, _STEP) for worker in self.workers)
             return
-        if self._senders is None:
-            self._senders = [(worker, worker.bare_sender()) for worker in self.workers]
-        others = [worker for worker, send in self._senders if send is None]
+        lines = self._lines = self._lines or _BareLines(self.workers)
         with self._untorn():
-            if others:
-                self.ask((worker, Verb.STEP, _STEP) for worker in others)
-            self.num_owed += len(self._senders) - len(others)
-            self._is_fresh = True
-            for worker, send in self._senders:
-                if send is not None:
-                    worker.owed.append(Verb.STEP)
+            if lines.others:
+                self.ask((worker, Verb.STEP, _STEP) for worker in lines.others)
+            for worker, _ in lines.senders:
+                worker.owed.append(Verb.STEP)
+            self.num_owed += len(lines.senders)
+            self._awaits_lines = bool(lines.senders)
             # The first workers wake while the last are being told, and want this core: be quick.
-            for worker, send in self._senders:
-                if send is not None:
-                    try:
-                        send(_STEP_BYTE)
-                    except OSError:
-                        self._send_again(worker)
-
-    def _send_again(self, worker: Worker) -> None:
-        """Sends a STEP the long way to a worker whose socket is full, or whose death will be noticed later."""
-        worker.owed.pop()
-        self._send(worker, Verb.STEP, worker.prepare(Verb.STEP, _STEP))
+            for worker, send in lines.senders:
+                try:
+                    send(_STEP_BYTE)
+                except OSError:
+                    # Its socket is full, or it has died, which is noticed later.
+                    worker.owed.pop()
+                    self._send(worker, Verb.STEP, worker.prepare(Verb.STEP, _STEP))
 
     @contextlib.contextmanager
     def _untorn(self) -> Iterator[None]:
@@ -231,10 +248,10 @@ class Crew:
                 self._ready[worker] = False
                 return
         timeout = None if deadline is None else max(deadline - time.monotonic(), 0.0)
-        if self._is_fresh:
-            self._is_fresh = False
-            if self._wait_for_last(timeout):
-                return
+        if self._awaits_lines:
+            self._awaits_lines = False
+            self._take_from_lines(timeout)
+            return
         if self._writers:
             timeout = _FLUSH_INTERVAL if timeout is None else min(timeout, _FLUSH_INTERVAL)
         for key, _ in self._selector.select(timeout):
@@ -248,24 +265,26 @@ class Crew:
         self._ready.update(dict.fromkeys(self._writers, False))
         self._writers = {worker for worker in self._writers if not worker.is_flushed()}
 
-    def _wait_for_last(self, timeout: float | None) -> bool:
-        """Waits a moment for the worker that was asked last; the others have mostly answered when it does.
+    def _take_from_lines(self, timeout: float | None) -> None:
+        """Waits a moment for the worker that was told last, and takes the replies that are here by then.
 
         Waiting for all at once would wake the caller for each of them, and where there are more workers than cores each
         of these wakes takes a core from a worker.
         """
-        owing = [worker for worker in self.workers if worker.owed and worker in self._watched]
-        if len(owing) < 2 or self._writers or self._max_concurrency is not None or not hasattr(select, "poll"):
-            return False
-        last = select.poll()
-        last.register(self._watched[owing[-1]][0], select.POLLIN)
-        last.poll(_FIRST_WAIT * 1000 if timeout is None else min(timeout, _FIRST_WAIT) * 1000)
-        for worker in owing:
-            if worker.took_bare_reply():
+        assert self._lines is not None
+        self._lines.wait_for_last(_FIRST_WAIT if timeout is None else min(timeout, _FIRST_WAIT))
+        for worker, receive, put_back in self._lines.receivers:
+            try:
+                data = receive(65536)
+            except OSError:
+                # Not here yet, or it has died: all are listened to from now on.
+                continue
+            if data == _STEP_BYTE:
+                worker.owed.popleft()
                 self.num_owed -= 1
             else:
+                put_back(data)
                 self._ready[worker] = False
-        return True
 
     def owes(self, worker: Worker) -> bool:
         """Whether ``worker`` has yet to answer something."""
@@ -273,7 +292,7 @@ class Crew:
 
     def forget(self, worker: Worker) -> None:
         """Drops what ``worker`` owes and does not listen to it any more."""
-        self._senders = None
+        self._lines = None
         for descriptor in self._watched.pop(worker, ()):
             self._selector.unregister(descriptor)
         self._ready.pop(worker, None)

@@ -11,7 +11,7 @@ import itertools
 from abc import ABC, abstractmethod
 from collections import deque
 from collections.abc import Callable, Sequence
-from typing import Any
+from typing import Any, NamedTuple
 
 from gymnasium.vector import AutoresetMode
 
@@ -21,10 +21,24 @@ from rayvec.local.memory import SharedBlock
 from rayvec.protocol import Verb, perform
 from rayvec.sub_envs import CallOutcome, EnvFn, SubEnvs
 
-__all__ = ["InlineWorker", "Reply", "Worker", "shares"]
+__all__ = ["BareLine", "InlineWorker", "Reply", "Worker", "shares"]
 
 Reply = Any
 """What came back for a request: the type in the table of requests, or a Failure for a START that failed."""
+
+
+class BareLine(NamedTuple):
+    """A worker's socket, for requests and replies that are one byte.
+
+    Attributes:
+        send: sends bytes; raises OSError if they cannot leave at once.
+        receive: receives up to so many bytes; raises OSError if there are none yet.
+        put_back: takes received bytes that turn out to be more than one reply, for :meth:`Worker.poll` to look at.
+    """
+
+    send: Callable[[bytes], int]
+    receive: Callable[[int], bytes]
+    put_back: Callable[[bytes], None]
 
 
 class Worker(ABC):
@@ -69,13 +83,9 @@ class Worker(ABC):
             Whether all of it has left; if not, :meth:`poll` sends more.
         """
 
-    def bare_sender(self) -> Callable[[bytes], int] | None:
-        """What sends it a request that is a byte and nothing else, or raises OSError; None where it needs more."""
+    def bare_line(self) -> BareLine | None:
+        """How to send it single bytes and receive them, past everything else; None where it needs more than that."""
         return None
-
-    def took_bare_reply(self) -> bool:
-        """Whether the reply to the oldest request was here and said nothing but that it is done; strikes that off."""
-        return False
 
     @abstractmethod
     def poll(self) -> Reply | None:

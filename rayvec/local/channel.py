@@ -108,12 +108,15 @@ class CallerChannel:
 
     Attributes:
         send_now: sends bytes past the outbox, which must be empty; raises OSError if the socket does not take them.
+        receive_now: receives bytes past :meth:`poll`, which must not be in the middle of a frame; raises OSError if there
+            are none.
     """
 
     def __init__(self, sock: socket.socket) -> None:
         self._socket = sock
         sock.setblocking(False)
         self.send_now: Callable[[bytes], int] = sock.send
+        self.receive_now: Callable[[int], bytes] = sock.recv
         self._outbox: deque[memoryview | int] = deque()
         self._inbox = bytearray()
         self._body: memoryview | None = None
@@ -181,18 +184,9 @@ class CallerChannel:
         """Whether everything posted has left."""
         return not self._outbox
 
-    def took_bare(self, code: int) -> bool:
-        """Whether the next frame is here and is nothing but ``code``; it is taken if so."""
-        if self._inbox or self._body is not None:
-            return False
-        try:
-            data = self._socket.recv(65536)
-        except OSError:
-            return False
-        if data == _BARE[code]:
-            return True
+    def put_back(self, data: bytes) -> None:
+        """Takes what :attr:`receive_now` has received, as if it had not."""
         self._inbox += data
-        return False
 
     def poll(self) -> Frame | None:
         """The next frame if all of it is here, else None. Raises EOFError when the worker is gone."""

@@ -25,7 +25,7 @@ from rayvec.local.seeding import worker_seed
 from rayvec.local.serve import AttachPayload, WorkerPlan, decode_reply, encode_actions, work
 from rayvec.protocol import StepPayload, Verb
 from rayvec.sub_envs import EnvFn
-from rayvec.worker import Reply, Worker
+from rayvec.worker import BareLine, Reply, Worker
 
 __all__ = ["CarriedEnvFns", "ChildProcess", "ChildWorker", "ProcessWorker", "wait_readable"]
 
@@ -299,14 +299,11 @@ class ProcessWorker(ChildWorker):
         except EOFError:
             return True
 
-    def bare_sender(self) -> Callable[[bytes], int] | None:
-        return self._channel.send_now if self._channel is not None and self._is_shared else None
-
-    def took_bare_reply(self) -> bool:
-        if self._channel is None or not self._channel.took_bare(self.owed[0]):
-            return False
-        self.owed.popleft()
-        return True
+    def bare_line(self) -> BareLine | None:
+        channel = self._channel
+        if channel is None or not self._is_shared:
+            return None
+        return BareLine(channel.send_now, channel.receive_now, channel.put_back)
 
     def poll(self) -> Reply | None:
         channel = self._channel

@@ -1,0 +1,33 @@
+"""What all tests have in common: after each of them the world is as it was before."""
+
+from __future__ import annotations
+
+import gc
+import multiprocessing
+import time
+from collections.abc import Iterator
+
+import pytest
+from world import World
+
+_SETTLING_SECONDS = 3.0
+"""A process that was killed takes a moment to go, and so does the fork server to collect it."""
+
+
+def pytest_configure(config: pytest.Config) -> None:
+    """Knows what is no mistake of a test, and readies the fork server."""
+    # Python 3.12 warns of fork in a process with threads; the runner's time limit is one.
+    config.addinivalue_line("filterwarnings", "ignore:This process .* is multi-threaded:DeprecationWarning")
+    multiprocessing.get_context("forkserver").set_forkserver_preload(["rayvec", "rayvec.testing"])
+
+
+@pytest.fixture(autouse=True)
+def clean_world() -> Iterator[None]:
+    """Fails a test that leaves a process, a descriptor, a thread, a shared block or a temporary file behind."""
+    before = World.now()
+    yield
+    deadline = time.monotonic() + _SETTLING_SECONDS
+    while (left := World.now().left_since(before)) and time.monotonic() < deadline:
+        gc.collect()
+        time.sleep(0.02)
+    assert not left, "left behind: " + "; ".join(left)

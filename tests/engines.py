@@ -1,0 +1,132 @@
+"""The engines that the contract is tried on: a row for each configuration, with what it can and cannot do.
+
+A test takes the rows it needs through :func:`each`; rows that lack a capability are skipped, and say why::
+
+    @each(ENGINES, needs="in_processes")
+    def test_something(engine: Engine) -> None:
+        with closing(engine.make([CountingEnv] * 4)) as envs:
+            ...
+
+An engine joins by a row in :data:`ENGINES` (and in the smaller tables below it, where it belongs).
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass, field
+from typing import Any
+
+import pytest
+
+import rayvec
+
+__all__ = ["ENGINES", "FEW", "ONE_EACH", "START_METHODS", "Engine", "each", "named"]
+
+
+@dataclass(frozen=True)
+class Engine:
+    """A way to make a vector env.
+
+    Attributes:
+        id: its name in test ids.
+        base: the class.
+        options: what the class is given besides the env_fns.
+        in_processes: at least some sub-envs live in processes of their own, which can die, be killed and be watched.
+        can_time_out: waits can end before all sub-envs have answered.
+        num_workers: how many workers share the sub-envs; None: one for each.
+        in_caller: the first worker is the calling process itself.
+        start_method: how its processes are started; None: it has none.
+    """
+
+    id: str
+    base: Callable[..., Any]
+    options: Mapping[str, Any] = field(default_factory=dict)
+    in_processes: bool = True
+    can_time_out: bool = True
+    num_workers: int | None = None
+    in_caller: bool = False
+    start_method: str | None = "fork"
+
+    def make(self, env_fns: Sequence[Callable[[], Any]], **kwargs: Any) -> Any:
+        """The vector env over ``env_fns``."""
+        return self.base(env_fns, **{**self.options, **kwargs})
+
+    def shares(self, num_envs: int) -> list[list[int]]:
+        """The sub-envs of each worker, as the contract says: consecutive runs, as even as they can be."""
+        workers = min(self.num_workers or num_envs, num_envs)
+        share, longer = divmod(num_envs, workers)
+        indices = iter(range(num_envs))
+        return [[next(indices) for _ in range(share + (worker < longer))] for worker in range(workers)]
+
+    def together_with(self, index: int, num_envs: int) -> list[int]:
+        """The sub-envs that share a worker with sub-env ``index``, itself included."""
+        return next(share for share in self.shares(num_envs) if index in share)
+
+    def in_caller_of(self, num_envs: int) -> list[int]:
+        """The sub-envs that the calling process steps itself."""
+        return self.shares(num_envs)[0] if self.in_caller else []
+
+
+def _async(name: str, *, num_workers: int | None = None, in_caller: bool = False, **options: Any) -> Engine:
+    start_method = options.setdefault("context", "fork")
+    if num_workers is not None:
+        options["num_workers"] = num_workers
+    if in_caller:
+        options["step_in_caller"] = True
+    return Engine(
+        name, rayvec.AsyncVectorEnv, options, num_workers=num_workers, in_caller=in_caller, start_method=start_method
+    )
+
+
+ENGINES = {
+    engine.id: engine
+    for engine in (
+        Engine(
+            "sync",
+            rayvec.SyncVectorEnv,
+            in_processes=False,
+            can_time_out=False,
+            num_workers=1,
+            in_caller=True,
+            start_method=None,
+        ),
+        _async("async"),
+        _async("async-pipe", shared_memory=False),
+        _async("async-workers-1", num_workers=1),
+        _async("async-workers-2", num_workers=2),
+        _async("async-workers-3", num_workers=3),
+        _async("async-pipe-workers-2", num_workers=2, shared_memory=False),
+        _async("async-caller", num_workers=2, in_caller=True),
+        _async("async-caller-each", in_caller=True),
+        _async("async-concurrency", max_concurrency=2),
+        _async("async-forkserver", num_workers=2, context="forkserver"),
+        _async("async-spawn", num_workers=2, context="spawn"),
+    )
+}
+"""Every configuration, by its id."""
+
+
+def named(*names: str) -> list[Engine]:
+    """Those configurations."""
+    return [ENGINES[name] for name in names]
+
+
+ONE_EACH = named("sync", "async", "async-pipe", "async-pipe-workers-2", "async-workers-3", "async-caller", "async-concurrency")
+"""One for each way that data and errors can travel; cheap to start."""
+
+FEW = named("sync", "async", "async-pipe-workers-2", "async-caller")
+"""As different as they can be, where a test is slow."""
+
+START_METHODS = named("async-workers-2", "async-forkserver", "async-spawn")
+"""One for each start method."""
+
+
+def each(engines: Sequence[Engine] | Mapping[str, Engine], needs: str | None = None) -> pytest.MarkDecorator:
+    """Runs a test with ``engine`` being each of ``engines``; those without the capability ``needs`` are skipped."""
+    rows = list(engines.values()) if isinstance(engines, Mapping) else list(engines)
+    params = []
+    for engine in rows:
+        lacks = needs is not None and not getattr(engine, needs)
+        marks = [pytest.mark.skip(reason=f"{engine.id} is not {needs}")] if lacks else []
+        params.append(pytest.param(engine, id=engine.id, marks=marks))
+    return pytest.mark.parametrize("engine", params)

@@ -1,0 +1,390 @@
+"""Frames come through whole and in order, however the bytes are cut, and every end is noticed."""
+
+from __future__ import annotations
+
+import os
+import socket
+import struct
+import threading
+from collections.abc import Callable, Iterator
+from typing import Any, NamedTuple
+
+import numpy as np
+import pytest
+
+from rayvec.local.channel import CallerChannel, Frame, WorkerChannel
+
+LARGE = 3_000_000
+"""More bytes than a socket takes at once."""
+
+
+class Ends(NamedTuple):
+    """Both ends of a channel, and the sockets below."""
+
+    caller: CallerChannel
+    worker: WorkerChannel
+    caller_socket: socket.socket
+    worker_socket: socket.socket
+
+
+@pytest.fixture
+def ends() -> Iterator[Ends]:
+    """A channel with both ends in this process."""
+    ours, theirs = socket.socketpair()
+    yield Ends(CallerChannel(ours), WorkerChannel(theirs), ours, theirs)
+    ours.close()
+    theirs.close()
+
+
+def wire(code: int, payload: bytes | None = None) -> bytes:
+    """A frame as the docstring of the module draws it."""
+    return bytes([code]) if payload is None else bytes([code | 0x80]) + struct.pack("<Q", len(payload)) + payload
+
+
+def plain(frame: Frame | None) -> tuple[int, bytes | None] | None:
+    """A frame to compare."""
+    return None if frame is None else (frame[0], None if frame[1] is None else bytes(frame[1]))
+
+
+def polled(ends: Ends) -> list[tuple[int, bytes | None] | None]:
+    """Every frame that is here, as the caller polls them; EOF ends the list with None."""
+    frames: list[tuple[int, bytes | None] | None] = []
+    try:
+        while (frame := ends.caller.poll()) is not None:
+            frames.append(plain(frame))
+    except EOFError:
+        frames.append(None)
+    return frames
+
+
+def aside(function: Callable[[], Any]) -> Callable[[], Any]:
+    """Runs ``function`` in a thread; call what is returned for its result."""
+    results: list[Any] = []
+    thread = threading.Thread(target=lambda: results.append(function()), daemon=True)
+    thread.start()
+
+    def wait() -> Any:
+        thread.join(10)
+        return results[0]
+
+    return wait
+
+
+PAYLOADS = [None, b"", b"x", bytes(8), bytes(range(256)), bytes(65526), bytes(65527), bytes(65536), b"\x80" * 100_000]
+
+
+@pytest.mark.parametrize("payload", PAYLOADS, ids=lambda payload: str(payload and len(payload)))
+def test_a_frame_there_and_one_back(ends: Ends, payload: bytes | None) -> None:
+    """Both directions carry a code, with a payload of any size or none; an empty payload is not none."""
+    parts = () if payload is None else (payload,)
+    for code in (1, 7, 127):
+        assert ends.caller.post(code, *parts)
+        assert plain(ends.worker.receive()) == (code, payload)
+        ends.worker.send(code, *parts)
+        assert polled(ends) == [(code, payload)]
+
+
+def test_the_wire_is_as_it_is_drawn(ends: Ends) -> None:
+    """One byte where nothing else is to be said; else the high bit, eight bytes of length, and the parts in a row."""
+    ends.caller.post(4)
+    ends.caller.post(5, b"ab", memoryview(b"cde"), b"")
+    assert ends.worker_socket.recv(100) == b"\x04" + b"\x85" + struct.pack("<Q", 5) + b"abcde"
+    ends.worker.send(4)
+    ends.worker.send(5, b"ab", b"", memoryview(b"cde"))
+    assert ends.caller_socket.recv(100) == b"\x04" + b"\x85" + struct.pack("<Q", 5) + b"abcde"
+
+
+def test_parts_may_be_views_of_arrays(ends: Ends) -> None:
+    """Raw rows are sent without a copy in between."""
+    rows = np.arange(6, dtype=np.float64)
+    ends.caller.post(4, rows.view(np.uint8).data, b"end")
+    assert plain(ends.worker.receive()) == (4, rows.tobytes() + b"end")
+
+
+def test_a_large_payload_goes_through(ends: Ends) -> None:
+    """What exceeds the socket arrives whole, in both directions, while each side does its part."""
+    payload = np.random.default_rng(0).bytes(LARGE)
+    received = aside(ends.worker.receive)
+    assert not ends.caller.post(3, payload[:1000], payload[1000:])
+    while not ends.caller.flush():
+        pass
+    assert plain(received()) == (3, payload)
+    aside(lambda: ends.worker.send(3, payload[:7], payload[7:]))
+    while (frame := ends.caller.poll()) is None:
+        pass
+    assert plain(frame) == (3, payload)
+
+
+def test_frames_byte_by_byte(ends: Ends) -> None:
+    """Half a frame waits for its other half, wherever it is cut."""
+    frames = [(3, b"abc"), (4, None), (5, b""), (6, None), (7, b"x" * 300)]
+    data = b"".join(wire(code, payload) for code, payload in frames)
+    arrived = []
+    for byte in data:
+        ends.worker_socket.send(bytes([byte]))
+        arrived += polled(ends)
+    assert arrived == frames
+
+
+def test_many_frames_at_once(ends: Ends) -> None:
+    """Frames that arrive together are handed out one by one, in order."""
+    frames = [(1 + index % 100, None if index % 3 else bytes([index % 256]) * (index % 50)) for index in range(1500)]
+    ends.worker_socket.sendall(b"".join(wire(code, payload) for code, payload in frames))
+    assert polled(ends) == frames
+    assert ends.caller.poll() is None
+
+
+@pytest.mark.parametrize("seed", range(20))
+def test_frames_in_random_pieces(ends: Ends, seed: int) -> None:
+    """Random frames cut at random places arrive as they were sent, on both sides."""
+    rng = np.random.default_rng(seed)
+    sizes = [None if rng.random() < 0.4 else int(rng.integers(10 ** rng.integers(5))) for _ in range(30)]
+    frames = [(int(rng.integers(128)), None if size is None else rng.bytes(size)) for size in sizes]
+    data = b"".join(wire(code, payload) for code, payload in frames)
+    bounds = [0, *sorted(int(bound) for bound in rng.integers(0, len(data), 40)), len(data)]
+    received = aside(lambda: [plain(ends.worker.receive()) for _ in frames])
+    ends.caller_socket.setblocking(True)
+    arrived = []
+    for index in range(len(bounds) - 1):
+        piece = data[bounds[index] : bounds[index + 1]]
+        ends.caller_socket.sendall(piece)
+    assert received() == frames
+    ends.caller_socket.setblocking(False)
+    for index in range(len(bounds) - 1):
+        ends.worker_socket.sendall(data[bounds[index] : bounds[index + 1]])
+        arrived += polled(ends)
+    assert arrived == frames
+
+
+# Bare replies
+
+
+def test_a_bare_reply_is_taken_at_once(ends: Ends) -> None:
+    """The very byte that is due is taken; nothing here, or anything else, is left for ``poll``."""
+    assert not ends.caller.took_bare(4)
+    ends.worker.send(4)
+    assert ends.caller.took_bare(4)
+    assert not ends.caller.took_bare(4)
+    for sent, due in [
+        ([(3, None)], [(3, None)]),
+        ([(4, b"x")], [(4, b"x")]),
+        ([(4, b"")], [(4, b"")]),
+        ([(4, None), (4, None)], [(4, None), (4, None)]),
+        ([(4, None), (3, b"x")], [(4, None), (3, b"x")]),
+    ]:
+        ends.worker_socket.sendall(b"".join(wire(code, payload) for code, payload in sent))
+        assert not ends.caller.took_bare(4)
+        assert not ends.caller.took_bare(4)
+        assert polled(ends) == due
+
+
+def test_a_bare_reply_is_not_taken_out_of_a_payload(ends: Ends) -> None:
+    """A byte that belongs to half a frame stays with it."""
+    data = wire(3, b"\x04\x04\x04")
+    for cut in range(1, len(data)):
+        ends.worker_socket.sendall(data[:cut])
+        assert ends.caller.poll() is None
+        ends.worker_socket.sendall(data[cut:])
+        assert not ends.caller.took_bare(4)
+        assert polled(ends) == [(3, b"\x04\x04\x04")]
+
+
+def test_the_end_is_not_a_bare_reply(ends: Ends) -> None:
+    """``took_bare`` says no where the worker is gone; ``poll`` says why."""
+    ends.worker.close()
+    assert not ends.caller.took_bare(4)
+    with pytest.raises(EOFError):
+        ends.caller.poll()
+
+
+# Back-pressure
+
+
+def test_posting_never_blocks(ends: Ends) -> None:
+    """A worker that reads nothing does not hold the caller; once it reads, all frames arrive as they were posted."""
+    rows = np.full(LARGE, 7, np.uint8)
+    assert not ends.caller.post(1, b"head", rows.data)
+    rows[:] = 9  # The next step's actions: not what was posted.
+    assert not ends.caller.is_flushed
+    assert not ends.caller.post(2)
+    assert not ends.caller.post(3, b"tail")
+    assert not ends.caller.flush()
+    received = aside(lambda: [plain(ends.worker.receive()) for _ in range(3)])
+    while not ends.caller.flush():
+        pass
+    assert ends.caller.is_flushed
+    assert received() == [(1, b"head" + bytes([7]) * LARGE), (2, None), (3, b"tail")]
+    assert ends.caller.post(4)
+    assert plain(ends.worker.receive()) == (4, None)
+
+
+def test_a_full_socket_refuses_bare_frames_too(ends: Ends) -> None:
+    """Single bytes wait in the outbox as well, each of them once."""
+    count = 0
+    while ends.caller.post(1 + count % 100):
+        count += 1
+    posted = count + 50
+    for index in range(count + 1, posted):
+        assert not ends.caller.post(1 + index % 100)
+    received = aside(lambda: [ends.worker.receive()[0] for _ in range(posted)])
+    while not ends.caller.flush():
+        pass
+    assert received() == [1 + index % 100 for index in range(posted)]
+
+
+def test_polling_goes_on_while_the_outbox_is_full(ends: Ends) -> None:
+    """What the worker says meanwhile is heard."""
+    assert not ends.caller.post(1, bytes(LARGE))
+    ends.worker.send(6, b"busy")
+    assert polled(ends) == [(6, b"busy")]
+
+
+# File descriptors
+
+
+def open_descriptors() -> set[str]:
+    """The file descriptors of this process."""
+    return set(os.listdir("/proc/self/fd")) if os.path.isdir("/proc/self/fd") else set()  # noqa: PTH208, PTH112
+
+
+@pytest.mark.parametrize("is_full", [False, True])
+def test_descriptors_come_behind_their_frames(ends: Ends, is_full: bool) -> None:
+    """A descriptor that was sent opens the same file, also when it had to wait in the outbox, and frames go on behind it."""
+    frames: list[tuple[int, bytes | None]] = [(2, b"token"), (3, None), (2, b"another"), (4, b"end")]
+    files = [os.memfd_create("one"), os.memfd_create("two")]
+    for index, file in enumerate(files):
+        os.write(file, b"file %d" % index)
+    if is_full:
+        ends.caller.post(1, bytes(LARGE))
+    ends.caller.post(2, b"token")
+    ends.caller.post_descriptor(files[0])
+    ends.caller.post(3)
+    ends.caller.post(2, b"another")
+    ends.caller.post_descriptor(files[1])
+    ends.caller.post(4, b"end")
+    assert ends.caller.is_flushed is not is_full
+
+    def receive() -> tuple[list[Any], list[int]]:
+        received, descriptors = [], []
+        if is_full:
+            assert ends.worker.receive()[0] == 1
+        for _ in frames:
+            frame = plain(ends.worker.receive())
+            received.append(frame)
+            if frame is not None and frame[0] == 2:
+                descriptors.append(ends.worker.receive_descriptor())
+        return received, descriptors
+
+    result = aside(receive)
+    while not ends.caller.flush():
+        pass
+    received, descriptors = result()
+    assert received == frames
+    assert not set(descriptors) & set(files)
+    for index, descriptor in enumerate(descriptors):
+        assert os.pread(descriptor, 100, 0) == b"file %d" % index
+    for descriptor in [*files, *descriptors]:
+        os.close(descriptor)
+
+
+# The end
+
+
+def test_the_caller_notices_the_end_at_every_point(ends: Ends) -> None:
+    """Wherever within a frame the worker ends, whole frames are still handed out, then EOF, again and again."""
+    data = wire(3, b"abc")
+    for cut in range(len(data)):
+        ours, theirs = socket.socketpair()
+        channel = CallerChannel(ours)
+        theirs.sendall(wire(4) + wire(5, b"x") + data[:cut])
+        theirs.close()
+        assert plain(channel.poll()) == (4, None)
+        assert plain(channel.poll()) == (5, b"x")
+        for _ in range(2):
+            with pytest.raises(EOFError):
+                channel.poll()
+        channel.close()
+
+
+def test_the_worker_notices_the_end_at_every_point(ends: Ends) -> None:
+    """The same on the other side, where receiving blocks."""
+    data = wire(3, b"abc")
+    for cut in range(len(data)):
+        ours, theirs = socket.socketpair()
+        channel = WorkerChannel(theirs)
+        ours.sendall(wire(4) + wire(5, b"x") + data[:cut])
+        ours.close()
+        assert plain(channel.receive()) == (4, None)
+        assert plain(channel.receive()) == (5, b"x")
+        with pytest.raises(EOFError):
+            channel.receive()
+        channel.close()
+
+
+def test_what_was_said_before_a_violent_end_is_heard(ends: Ends) -> None:
+    """A worker that dies with requests unread resets the connection; its replies before that count all the same."""
+    ends.caller.post(4)
+    ends.worker.send(3, b"last words")
+    ends.worker_socket.close()
+    assert plain(ends.caller.poll()) == (3, b"last words")
+    with pytest.raises(EOFError):
+        ends.caller.poll()
+
+
+@pytest.mark.parametrize("is_reset", [False, True])
+def test_sending_to_nobody_raises_eof(ends: Ends, is_reset: bool) -> None:
+    """Either end learns from a broken pipe that the other is gone, in the one word for it."""
+    if is_reset:
+        ends.caller.post(4)
+    ends.worker_socket.close()
+    for send in [
+        lambda: ends.caller.post(4),
+        lambda: ends.caller.post(4, b"x"),
+        lambda: ends.caller.post(4, bytes(LARGE)),
+        lambda: ends.caller.post_descriptor(0),
+    ]:
+        with pytest.raises(EOFError):
+            send()
+    ours, theirs = socket.socketpair()
+    worker = WorkerChannel(ours)
+    theirs.close()
+    for parts in [(), (b"x",), (bytes(LARGE),)]:
+        with pytest.raises(EOFError):
+            worker.send(4, *parts)
+    ours.close()
+
+
+@pytest.mark.parametrize("wait", [WorkerChannel.receive, WorkerChannel.receive_descriptor])
+@pytest.mark.parametrize("is_reset", [False, True])
+def test_waiting_for_nobody_raises_eof(ends: Ends, is_reset: bool, wait: Callable[[WorkerChannel], object]) -> None:
+    """A worker whose caller is gone gets EOF from every wait, also where the caller left replies unread."""
+    if is_reset:
+        ends.worker.send(1, b"unread")
+    ends.caller.close()
+    with pytest.raises(EOFError):
+        wait(ends.worker)
+
+
+def test_hanging_up_wakes_who_waits(ends: Ends) -> None:
+    """Another thread of the worker can end its wait, and do so twice."""
+
+    def receive() -> str:
+        try:
+            ends.worker.receive()
+        except EOFError:
+            return "end"
+        return "frame"
+
+    result = aside(receive)
+    ends.worker.hang_up()
+    ends.worker.hang_up()
+    assert result() == "end"
+    ends.worker.close()
+    ends.worker.hang_up()
+
+
+def test_closing_drops_the_outbox(ends: Ends) -> None:
+    """The caller does not wait for a worker that reads nothing."""
+    ends.caller.post(1, bytes(LARGE))
+    ends.caller.close()
+    assert ends.caller.is_flushed

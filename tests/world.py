@@ -1,0 +1,147 @@
+"""What tests see of the world outside: processes, descriptors, threads, shared memory, temporary files."""
+
+from __future__ import annotations
+
+import os
+import re
+import tempfile
+import threading
+import time
+from collections.abc import Callable, Iterator
+from multiprocessing import forkserver, resource_tracker
+from pathlib import Path
+from typing import Any, NamedTuple
+
+__all__ = ["Process", "World", "children_of", "descendants_of", "is_running", "wait_until", "wait_until_gone"]
+
+_POLL_SECONDS = 0.005
+_KEPT_BY_MULTIPROCESSING = re.compile(r"/pym-\d+-")
+"""Files behind the heap of ``multiprocessing``, which it keeps for its next user (Gymnasium's shared memory is one)."""
+
+
+class Process(NamedTuple):
+    """A process, as /proc tells of it."""
+
+    pid: int
+    parent: int
+    state: str
+    command: str
+
+
+def _processes() -> Iterator[Process]:
+    for entry in Path("/proc").iterdir():
+        if entry.name.isdigit():
+            process = _process(int(entry.name))
+            if process is not None:
+                yield process
+
+
+def _process(pid: int) -> Process | None:
+    try:
+        status = Path(f"/proc/{pid}/stat").read_text()
+    except OSError:
+        return None
+    # The name, in parentheses, may hold anything.
+    state, parent = status.rpartition(")")[2].split()[:2]
+    try:
+        command = Path(f"/proc/{pid}/cmdline").read_text().replace("\0", " ").strip()
+    except OSError:
+        command = ""
+    return Process(pid, int(parent), state, command)
+
+
+def is_running(pid: int) -> bool:
+    """Whether there is such a process; one that has ended and waits to be collected does not run."""
+    process = _process(pid)
+    return process is not None and process.state not in "ZX"
+
+
+def children_of(pid: int) -> list[Process]:
+    """Its child processes, those that have ended and were not collected included."""
+    return [process for process in _processes() if process.parent == pid]
+
+
+def descendants_of(pid: int) -> list[Process]:
+    """Its child processes, theirs, and so on."""
+    known = list(_processes())
+    found: list[Process] = []
+    parents = {pid}
+    while parents:
+        generation = [process for process in known if process.parent in parents]
+        found += generation
+        parents = {process.pid for process in generation}
+    return found
+
+
+def wait_until(condition: Callable[[], Any], what: str, timeout: float = 10.0) -> None:
+    """Waits until ``condition()`` is true.
+
+    Raises:
+        TimeoutError: it is not after ``timeout`` seconds.
+    """
+    deadline = time.monotonic() + timeout
+    while not condition():
+        if time.monotonic() > deadline:
+            raise TimeoutError(f"not so after {timeout} s: {what}")
+        time.sleep(_POLL_SECONDS)
+
+
+def wait_until_gone(pids: list[int], timeout: float) -> None:
+    """Waits until none of the processes runs any more.
+
+    Raises:
+        TimeoutError: some do after ``timeout`` seconds.
+    """
+    wait_until(lambda: not [pid for pid in pids if is_running(pid)], f"processes {pids} have ended", timeout)
+
+
+class World(NamedTuple):
+    """All that a vector env might leave behind."""
+
+    processes: frozenset[Process]
+    descriptors: frozenset[str]
+    threads: frozenset[threading.Thread]
+    files: frozenset[str]
+
+    @classmethod
+    def now(cls) -> World:
+        """What is there now, helpers of ``multiprocessing`` aside."""
+        helpers = {getattr(forkserver._forkserver, "_forkserver_pid", None)}  # type: ignore[attr-defined]
+        helpers.add(getattr(resource_tracker._resource_tracker, "_pid", None))
+        kept = {getattr(forkserver._forkserver, "_forkserver_alive_fd", None)}  # type: ignore[attr-defined]
+        kept.add(getattr(resource_tracker._resource_tracker, "_fd", None))
+        return cls(
+            frozenset(
+                process._replace(state="") for process in descendants_of(os.getpid()) if process.pid not in helpers
+            ),
+            frozenset(_descriptors(kept)),
+            frozenset(threading.enumerate()),
+            frozenset(_files()),
+        )
+
+    def left_since(self, before: World) -> list[str]:
+        """What is here and was not there before, in words."""
+        return [
+            *(f"process {process.pid}: {process.command}" for process in self.processes - before.processes),
+            *(f"descriptor {descriptor}" for descriptor in self.descriptors - before.descriptors),
+            *(f"thread {thread.name}" for thread in self.threads - before.threads),
+            *(f"file {file}" for file in self.files - before.files),
+        ]
+
+
+def _descriptors(kept: set[Any]) -> Iterator[str]:
+    for number in os.listdir("/proc/self/fd"):
+        try:
+            target = os.readlink(f"/proc/self/fd/{number}")
+        except OSError:
+            # The one that lists them.
+            continue
+        if int(number) not in kept and not _KEPT_BY_MULTIPROCESSING.search(target):
+            yield f"{number} -> {target}"
+
+
+def _files() -> Iterator[str]:
+    for folder in {"/dev/shm", tempfile.gettempdir()}:
+        for entry in Path(folder).glob("*rayvec*"):
+            if not entry.name.startswith("pytest"):
+                yield str(entry)
