@@ -174,7 +174,7 @@ def _split(space: Space[Any], actions: Any, count: int, where: str) -> list[Any]
         return [tuple(column[index] for column in columns) for index in range(count)]
     if _only_arrays(space):
         try:
-            actions = np.array(actions)
+            actions = snapshot(np.array(actions))
         except ValueError as error:
             raise ValueError(f"{where}: expected an array with one action for each of {count} sub-envs: {error}") from None
         came = f"shape {actions.shape}"

@@ -129,13 +129,13 @@ class ArrayColumn(Column):
         came = f"shape {array.shape} and dtype {array.dtype}" + ("" if array.shape else f" ({_shown(value)})")
         if array.shape != self._shape:
             raise Mismatch(came, due)
-        exact = _same_integers(array, self._dtype)
-        if not np.can_cast(array.dtype, self._dtype, "same_kind"):
-            # A Python number or list has no dtype of its own: it fits if it fits exactly.
-            if isinstance(value, np.ndarray | np.generic) or not exact:
-                raise Mismatch(came, due)
-        elif array.dtype.kind in "iu" and self._dtype.kind in "iu" and not exact:
-            raise Mismatch(f"{came} with values beyond the range of {self._dtype}", due)
+        # A Python number or list has no dtype of its own: it fits if it fits exactly.
+        has_dtype = isinstance(value, np.ndarray | np.generic)
+        if not _fits(array, self._dtype) and (has_dtype or not _is_exact(array, self._dtype)):
+            beyond = (
+                f" with values beyond the range of {self._dtype}" if np.can_cast(array.dtype, self._dtype, "same_kind") else ""
+            )
+            raise Mismatch(came + beyond, due)
         return array.astype(self._dtype)
 
     def read(self, row: int) -> Any:
@@ -161,12 +161,10 @@ class ArrayColumn(Column):
         A list has no dtype that could be lost: it is converted where that is safe.
         """
         if type(values) is not np.ndarray:
-            if hasattr(values, "dtype"):
-                values = np.asarray(values)
-            else:
-                values = np.asarray(values)
-                if np.can_cast(values.dtype, self._dtype, "same_kind") and values.dtype.kind != "O":
-                    values = values.astype(self._dtype)
+            is_list = not hasattr(values, "dtype")
+            values = np.asarray(values)
+            if is_list and _fits(values, self._dtype):
+                values = values.astype(self._dtype)
         if values.dtype != self._dtype or values.shape != self._array.shape:
             return False
         self._array[...] = values
@@ -356,13 +354,21 @@ def custom_space_in(space: Space[Any]) -> Space[Any] | None:
     return None if known else space
 
 
-def _same_integers(array: npt.NDArray[Any], dtype: np.dtype[Any]) -> bool:
-    """Whether whole numbers (or bools) in ``array`` all have the same value in ``dtype``."""
+def _fits(array: npt.NDArray[Any], dtype: np.dtype[Any]) -> bool:
+    """Whether ``array`` may become one of ``dtype``: a safe cast, or one of the same kind that wraps no integer."""
+    if not np.can_cast(array.dtype, dtype, "same_kind"):
+        return False
+    return array.dtype.kind not in "iu" or dtype.kind not in "iu" or _is_exact(array, dtype)
+
+
+def _is_exact(array: npt.NDArray[Any], dtype: np.dtype[Any]) -> bool:
+    """Whether integers (or bools) keep their values in ``dtype``; False for other kinds."""
     if array.dtype.kind not in "iub" or dtype.kind not in "iub":
         return False
-    return bool(np.array_equal(array.astype(dtype), array)) and (
-        array.dtype.kind != "i" or dtype.kind != "u" or not (array < 0).any()
-    )
+    if np.can_cast(array.dtype, dtype, "safe") or not array.size:
+        return True
+    bounds = (0, 1) if dtype.kind == "b" else (int(np.iinfo(dtype).min), int(np.iinfo(dtype).max))
+    return bounds[0] <= int(array.min()) and int(array.max()) <= bounds[1]
 
 
 def _shown(value: Any, limit: int = 80) -> str:

@@ -553,7 +553,7 @@ class ContractVectorEnv(VectorEnv[Any, Any, Any]):
                 self._failures.append(reply)
                 crew.forget(worker)
                 worker.lost = True
-            elif worker.owed:
+            elif crew.owes(worker):
                 # The start of a worker for this call, or the answer to one that has ended without it.
                 if isinstance(reply, Outcome):
                     self._note_failures(reply.failures, raised=False)

@@ -219,6 +219,8 @@ class Crew:
                     owed = self.owes(worker)
                     worker.lost = True
                     self.forget(worker)
+                    if self._queue:
+                        self._send_queued()
                     if owed:
                         return worker, None, LOST
                 else:

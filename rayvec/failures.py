@@ -7,6 +7,7 @@ or rebuilt is quoted by a :class:`~rayvec.errors.QuotedEnvError` instead.
 
 from __future__ import annotations
 
+import inspect
 import io
 import pickle
 import sys
@@ -55,7 +56,7 @@ class Failure:
             _text(self.error),
             self.trace,
             _pickled(self.error),
-            _pickled((self.error.args, {k: v for k, v in vars(self.error).items() if k != "__notes__"})),
+            _pickled((self.error.args, vars(self.error), _fields(self.error))),
         )
 
 
@@ -79,24 +80,46 @@ class PackedFailure(NamedTuple):
 
     def _rebuilt(self) -> BaseException:
         kind = _find_class(self.module, self.qualname)
-        error = _unpickled(self.pickled)
-        if isinstance(error, BaseException) and (kind is None or type(error) is kind):
-            return error
-        # Its __init__ takes other arguments than it keeps, or its class is local to a function: put it together
-        # without calling __init__.
         parts = _unpickled(self.parts)
+        error = _unpickled(self.pickled)
+        if isinstance(error, BaseException) and kind in (None, type(error)) and self._is_same(error, parts):
+            return error
         if kind is not None and isinstance(parts, tuple):
-            args, state = parts
             try:
-                error = kind.__new__(kind, *args)
-                error.args = args
-                vars(error).update(state)
+                return _put_together(kind, *parts)
             except Exception:
                 pass
-            else:
-                return error
         note = "the exception itself cannot be brought over from the worker"
         return QuotedEnvError(f"{self.module}.{self.qualname}: {self.message} ({note})")
+
+    def _is_same(self, error: BaseException, parts: Any) -> bool:
+        """Whether ``error``, which its own __init__ has made anew, says what the original said."""
+        if not isinstance(parts, tuple):
+            return True
+        try:
+            return bool(error.args == parts[0]) and _text(error) == self.message
+        except Exception:
+            # Arguments that cannot be compared.
+            return _text(error) == self.message
+
+
+def _put_together(
+    kind: type[BaseException], args: tuple[Any, ...], state: dict[str, Any], fields: dict[str, Any]
+) -> BaseException:
+    """An exception of these parts, without calling its __init__, which may take other arguments than it keeps."""
+    error = kind.__new__(kind, *args)
+    error.args = args
+    vars(error).update(state)
+    for name, value in fields.items():
+        setattr(error, name, value)
+    return error
+
+
+def _fields(error: BaseException) -> dict[str, Any]:
+    """What exceptions written in C keep outside their ``__dict__``: OSError's errno, SystemExit's code, ..."""
+    names = {name for kind in type(error).__mro__ for name, slot in vars(kind).items() if inspect.ismemberdescriptor(slot)}
+    values = {name: getattr(error, name, None) for name in names if not name.startswith("__")}
+    return {name: value for name, value in values.items() if value is not None}
 
 
 def raise_failures(failures: Sequence[Failure]) -> None:

@@ -50,8 +50,7 @@ def join_spaces(pairs: Sequence[tuple[Space[Any], Space[Any]]], mode: Observatio
     elif mode == "same":
         single_observation_space, observation_space = first, batch_space(first, len(pairs))
     else:
-        single_observation_space = first
-        observation_space = batch_differing_spaces([space for space, _ in pairs])
+        single_observation_space, observation_space = first, None
     for index, (own_observation_space, own_action_space) in enumerate(pairs):
         if mode == "same" and own_observation_space != single_observation_space:
             raise RuntimeError(
@@ -68,6 +67,8 @@ def join_spaces(pairs: Sequence[tuple[Space[Any], Space[Any]]], mode: Observatio
                 f"the action space of sub-env {index}, {own_action_space}, is not that of sub-env 0, "
                 f"{single_action_space}: all must be equal for actions to be batched."
             )
+    if observation_space is None:
+        observation_space = batch_differing_spaces([space for space, _ in pairs])
     return VectorSpaces(
         single_observation_space, observation_space, single_action_space, batch_space(single_action_space, len(pairs))
     )

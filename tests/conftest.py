@@ -5,13 +5,15 @@ from __future__ import annotations
 import gc
 import multiprocessing
 import time
-from collections.abc import Iterator
+from collections.abc import Generator, Iterator
 
 import pytest
 from world import World
 
 _SETTLING_SECONDS = 3.0
 """A process that was killed takes a moment to go, and so does the fork server to collect it."""
+
+_has_failed = pytest.StashKey[bool]()
 
 
 def pytest_configure(config: pytest.Config) -> None:
@@ -21,11 +23,25 @@ def pytest_configure(config: pytest.Config) -> None:
     multiprocessing.get_context("forkserver").set_forkserver_preload(["rayvec", "rayvec.testing"])
 
 
+@pytest.hookimpl(wrapper=True)
+def pytest_runtest_makereport(item: pytest.Item) -> Generator[None, pytest.TestReport, pytest.TestReport]:
+    """Notes which tests have failed."""
+    report = yield
+    if report.when == "call":
+        item.stash[_has_failed] = report.failed
+    return report
+
+
 @pytest.fixture(autouse=True)
-def clean_world() -> Iterator[None]:
-    """Fails a test that leaves a process, a descriptor, a thread, a shared block or a temporary file behind."""
+def clean_world(request: pytest.FixtureRequest) -> Iterator[None]:
+    """Fails a test that leaves a process, a descriptor, a thread, a shared block or a temporary file behind.
+
+    One that has failed already holds on to what its traceback refers to, and is left alone.
+    """
     before = World.now()
     yield
+    if request.node.stash.get(_has_failed, False):
+        return
     deadline = time.monotonic() + _SETTLING_SECONDS
     while (left := World.now().left_since(before)) and time.monotonic() < deadline:
         gc.collect()

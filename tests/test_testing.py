@@ -170,6 +170,10 @@ class RightEngine(VectorEnv[Any, Any, Any]):
     def __exit__(self, *_: object) -> None:
         self.close()
 
+    def __del__(self) -> None:
+        # Gymnasium 1.2's would close what was never built.
+        pass
+
 
 # Mutants: each is right but for one thing
 

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import os
 import re
+import select
 import tempfile
 import threading
 import time
@@ -12,7 +13,7 @@ from multiprocessing import forkserver, resource_tracker
 from pathlib import Path
 from typing import Any, NamedTuple
 
-__all__ = ["Process", "World", "children_of", "descendants_of", "is_running", "wait_until", "wait_until_gone"]
+__all__ = ["Process", "World", "descendants_of", "is_running", "wait_until", "wait_until_gone"]
 
 _POLL_SECONDS = 0.005
 _KEPT_BY_MULTIPROCESSING = re.compile(r"/pym-\d+-")
@@ -51,14 +52,15 @@ def _process(pid: int) -> Process | None:
 
 
 def is_running(pid: int) -> bool:
-    """Whether there is such a process; one that has ended and waits to be collected does not run."""
-    process = _process(pid)
-    return process is not None and process.state not in "ZX"
-
-
-def children_of(pid: int) -> list[Process]:
-    """Its child processes, those that have ended and were not collected included."""
-    return [process for process in _processes() if process.parent == pid]
+    """Whether any of its threads still runs; a process that has ended and waits to be collected does not run."""
+    try:
+        descriptor = os.pidfd_open(pid)
+    except ProcessLookupError:
+        return False
+    try:
+        return not select.select([descriptor], [], [], 0)[0]
+    finally:
+        os.close(descriptor)
 
 
 def descendants_of(pid: int) -> list[Process]:

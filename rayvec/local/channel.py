@@ -69,7 +69,10 @@ class WorkerChannel:
 
     def receive_descriptor(self) -> int:
         """Waits for the file descriptor that follows the frame just received."""
-        _, descriptors, _, _ = socket.recv_fds(self._socket, 1, 1)
+        try:
+            _, descriptors, _, _ = socket.recv_fds(self._socket, 1, 1)
+        except ConnectionError:
+            raise EOFError from None
         if not descriptors:
             raise EOFError
         return descriptors[0]

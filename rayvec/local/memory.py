@@ -48,9 +48,14 @@ class SharedBlock:
                 Path(path).unlink()
             else:
                 self._path = path
-        os.ftruncate(self._descriptor, size)
-        self.buffer = _mapped(self._descriptor, size)
         self.token: tuple[str | None, int] = (self._path, size)
+        try:
+            os.ftruncate(self._descriptor, size)
+            self.buffer: mmap.mmap | None = _mapped(self._descriptor, size)
+        except BaseException:
+            self.buffer = None
+            self.close()
+            raise
 
     def send_descriptor(self, channel: CallerChannel) -> None:
         """Sends the descriptor, where there is one to send, behind the frame that carried the token."""
@@ -62,7 +67,7 @@ class SharedBlock:
         if self._descriptor >= 0:
             os.close(self._descriptor)
             self._descriptor = -1
-            del self.buffer
+            self.buffer = None
             if self._path is not None:
                 with contextlib.suppress(OSError):
                     Path(self._path).unlink()

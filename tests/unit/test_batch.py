@@ -43,6 +43,11 @@ NATIVE: dict[str, Space[Any]] = {
 }
 
 
+@pytest.fixture(autouse=True)
+def clean_world() -> None:
+    """Nothing here reaches the world outside: there is nothing to look for after each test."""
+
+
 def batch(action_space: Space[Any], num_rows: int = 3, observation_space: Space[Any] = OBSERVATIONS) -> Batch:
     """A batch on the heap."""
     return Batch(observation_space, action_space, num_rows)

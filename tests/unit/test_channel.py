@@ -156,47 +156,6 @@ def test_frames_in_random_pieces(ends: Ends, seed: int) -> None:
     assert arrived == frames
 
 
-# Bare replies
-
-
-def test_a_bare_reply_is_taken_at_once(ends: Ends) -> None:
-    """The very byte that is due is taken; nothing here, or anything else, is left for ``poll``."""
-    assert not ends.caller.took_bare(4)
-    ends.worker.send(4)
-    assert ends.caller.took_bare(4)
-    assert not ends.caller.took_bare(4)
-    for sent, due in [
-        ([(3, None)], [(3, None)]),
-        ([(4, b"x")], [(4, b"x")]),
-        ([(4, b"")], [(4, b"")]),
-        ([(4, None), (4, None)], [(4, None), (4, None)]),
-        ([(4, None), (3, b"x")], [(4, None), (3, b"x")]),
-    ]:
-        ends.worker_socket.sendall(b"".join(wire(code, payload) for code, payload in sent))
-        assert not ends.caller.took_bare(4)
-        assert not ends.caller.took_bare(4)
-        assert polled(ends) == due
-
-
-def test_a_bare_reply_is_not_taken_out_of_a_payload(ends: Ends) -> None:
-    """A byte that belongs to half a frame stays with it."""
-    data = wire(3, b"\x04\x04\x04")
-    for cut in range(1, len(data)):
-        ends.worker_socket.sendall(data[:cut])
-        assert ends.caller.poll() is None
-        ends.worker_socket.sendall(data[cut:])
-        assert not ends.caller.took_bare(4)
-        assert polled(ends) == [(3, b"\x04\x04\x04")]
-
-
-def test_the_end_is_not_a_bare_reply(ends: Ends) -> None:
-    """``took_bare`` says no where the worker is gone; ``poll`` says why."""
-    ends.worker.close()
-    assert not ends.caller.took_bare(4)
-    with pytest.raises(EOFError):
-        ends.caller.poll()
-
-
 # Back-pressure
 
 
@@ -333,25 +292,26 @@ def test_what_was_said_before_a_violent_end_is_heard(ends: Ends) -> None:
 
 @pytest.mark.parametrize("is_reset", [False, True])
 def test_sending_to_nobody_raises_eof(ends: Ends, is_reset: bool) -> None:
-    """Either end learns from a broken pipe that the other is gone, in the one word for it."""
+    """The caller learns from a broken pipe that the worker is gone, in the one word for it."""
     if is_reset:
         ends.caller.post(4)
     ends.worker_socket.close()
-    for send in [
-        lambda: ends.caller.post(4),
-        lambda: ends.caller.post(4, b"x"),
-        lambda: ends.caller.post(4, bytes(LARGE)),
-        lambda: ends.caller.post_descriptor(0),
-    ]:
-        with pytest.raises(EOFError):
-            send()
-    ours, theirs = socket.socketpair()
-    worker = WorkerChannel(ours)
-    theirs.close()
     for parts in [(), (b"x",), (bytes(LARGE),)]:
         with pytest.raises(EOFError):
-            worker.send(4, *parts)
-    ours.close()
+            ends.caller.post(4, *parts)
+    with pytest.raises(EOFError):
+        ends.caller.post_descriptor(0)
+
+
+@pytest.mark.parametrize("is_reset", [False, True])
+def test_replying_to_nobody_raises_eof(ends: Ends, is_reset: bool) -> None:
+    """The same for the worker."""
+    if is_reset:
+        ends.worker.send(4)
+    ends.caller_socket.close()
+    for parts in [(), (b"x",), (bytes(LARGE),)]:
+        with pytest.raises(EOFError):
+            ends.worker.send(4, *parts)
 
 
 @pytest.mark.parametrize("wait", [WorkerChannel.receive, WorkerChannel.receive_descriptor])

@@ -19,6 +19,11 @@ from rayvec.testing.envs import EXAMPLE_SPACES
 NUM_ROWS = 4
 
 
+@pytest.fixture(autouse=True)
+def clean_world() -> None:
+    """Nothing here reaches the world outside: there is nothing to look for after each test."""
+
+
 class MyBox(spaces.Box):
     """A space that derives from one with a layout."""
 

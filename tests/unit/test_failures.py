@@ -15,6 +15,11 @@ from rayvec.failures import Failure, add_note, log_failures, raise_failures
 from rayvec.serialise import dumps, loads
 
 
+@pytest.fixture(autouse=True)
+def clean_world() -> None:
+    """Nothing here reaches the world outside: there is nothing to look for after each test."""
+
+
 class TwoArgumentsError(Exception):
     """Its ``__init__`` takes other arguments than it keeps."""
 

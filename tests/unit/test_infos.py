@@ -17,6 +17,11 @@ from rayvec.testing.comparison import assert_same
 Infos = Sequence[Mapping[Any, Any] | None]
 
 
+@pytest.fixture(autouse=True)
+def clean_world() -> None:
+    """Nothing here reaches the world outside: there is nothing to look for after each test."""
+
+
 def merged(infos: Infos, bounds: Sequence[int] = (), travels: bool = False) -> dict[Any, Any]:
     """What ``infos``, one for each sub-env (None: it gave none), merge into with groups that end at ``bounds``."""
     edges = [0, *bounds, len(infos)]
@@ -115,7 +120,11 @@ def test_numbers_are_promoted() -> None:
 def test_arrays_of_one_shape_are_promoted() -> None:
     """The same for arrays, of texts too."""
     assert_merges(
-        [{"a": np.array([1, 2], np.int32), "b": np.array(["a"])}, {}, {"a": np.array([0.1, 0.2], np.float32), "b": np.array(["bcd"])}],
+        [
+            {"a": np.array([1, 2], np.int32), "b": np.array(["a"])},
+            {},
+            {"a": np.array([0.1, 0.2], np.float32), "b": np.array(["bcd"])},
+        ],
         {
             "a": np.array([[1, 2], [0, 0], np.array([0.1, 0.2], np.float32)], np.float64),
             "_a": mask(1, 0, 1),
@@ -300,4 +309,6 @@ def test_merged_infos_are_nobody_elses() -> None:
     result = merge([(0, first)], 1)
     result["a"] += 1
     result["b"]["c"] += 1
-    assert_same({"a": np.zeros((1, 3)), "c": np.ones((1, 2))}, {"a": first["a"].data, "c": first["b"].data["c"].data}, "columns")
+    assert_same(
+        {"a": np.zeros((1, 3)), "c": np.ones((1, 2))}, {"a": first["a"].data, "c": first["b"].data["c"].data}, "columns"
+    )

@@ -160,7 +160,7 @@ def by_name(monkeypatch: pytest.MonkeyPatch) -> list[str]:
     return paths
 
 
-def rollout(envs: AsyncVectorEnv) -> list[Any]:
+def rollout(envs: Any) -> list[Any]:
     """Everything that a few steps return."""
     return [envs.reset(seed=5), *(envs.step([0, 1, 0]) for _ in range(8))]
 
@@ -184,7 +184,8 @@ def test_envs_share_memory_by_name(monkeypatch: pytest.MonkeyPatch) -> None:
 def test_a_worker_started_again_finds_the_block_by_name(monkeypatch: pytest.MonkeyPatch) -> None:
     """A block's name stays as long as its vector env, for workers that have to be started anew."""
     paths = by_name(monkeypatch)
-    with AsyncVectorEnv(ENV_FNS, num_workers=2) as envs:
+    envs = AsyncVectorEnv(ENV_FNS, num_workers=2)
+    with envs:
         due = rollout(envs)
         victim = envs.processes[0]
         assert victim is not None
