@@ -584,7 +584,7 @@ class ContractVectorEnv(VectorEnv[Any, Any, Any]):
     def _stop_at_interrupt(self, worker: Worker) -> None:
         """Ctrl-C in the caller's own share ends the call at once: that share is not stepped to its end."""
         last = self._failures[-1]
-        if not isinstance(last.error, Exception):
+        if isinstance(last.error, KeyboardInterrupt):
             self._needs_reset[last.env_index : worker.envs.stop] = True
             self._call.end()
             self._take_failures()

@@ -97,9 +97,8 @@ class PackedFailure(NamedTuple):
         if not isinstance(parts, tuple):
             return True
         try:
-            return bool(error.args == parts[0]) and _text(error) == self.message
+            return repr(error.args) == repr(parts[0]) and _text(error) == self.message
         except Exception:
-            # Arguments that cannot be compared.
             return _text(error) == self.message
 
 
@@ -125,11 +124,11 @@ def _fields(error: BaseException) -> dict[str, Any]:
 def raise_failures(failures: Sequence[Failure]) -> None:
     """Raises the failure of the lowest sub-env, with notes on it and on the others; returns if there is none.
 
-    An error that is no ``Exception`` (Ctrl-C in the caller's own share) goes first, whatever its index.
+    Ctrl-C in the caller's own share goes first, whatever its index.
     """
     if not failures:
         return
-    ordered = sorted(failures, key=lambda failure: (isinstance(failure.error, Exception), failure.env_index))
+    ordered = sorted(failures, key=lambda failure: (not isinstance(failure.error, KeyboardInterrupt), failure.env_index))
     first = ordered[0]
     add_note(first.error, f"raised by sub-env {first.env_index} in {first.call}")
     for other in ordered[1:]:

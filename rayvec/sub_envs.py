@@ -80,11 +80,13 @@ class SubEnvs:
     Attributes:
         first: the index of the first one.
         envs: the envs; None in place of one that could not be built anew.
+        stops_at_interrupt: whether a KeyboardInterrupt is the user's, and ends a call at once.
     """
 
     def __init__(self, env_fns: Sequence[EnvFn], first: int, autoreset_mode: AutoresetMode) -> None:
         self.first = first
         self.envs: list[gym.Env[Any, Any] | None] = []
+        self.stops_at_interrupt = False
         self._env_fns = env_fns
         self._autoreset_mode = autoreset_mode
         self._ended = [False] * len(env_fns)
@@ -167,7 +169,7 @@ class SubEnvs:
                     infos.append((index, info))
             except BaseException as error:
                 failures.append(self._fail(index, "step", error))
-                if not isinstance(error, Exception):
+                if self._is_stopped_by(error):
                     break
         if not infos and not failures:
             return NOTHING
@@ -194,9 +196,12 @@ class SubEnvs:
 
     def _fail(self, index: int, call: str, error: BaseException) -> Failure:
         """Marks a sub-env as failed by ``error``, and those behind it as well where Ctrl-C has stopped the call."""
-        stop = index + 1 if isinstance(error, Exception) else len(self)
+        stop = len(self) if self._is_stopped_by(error) else index + 1
         self._failed[index:stop] = [True] * (stop - index)
         return Failure.caught(self.first + index, call, error)
+
+    def _is_stopped_by(self, error: BaseException) -> bool:
+        return self.stops_at_interrupt and isinstance(error, KeyboardInterrupt)
 
     def reset(
         self,
@@ -227,7 +232,7 @@ class SubEnvs:
                     infos.append((index, info))
             except BaseException as error:
                 failures.append(self._fail(index, "reset", error))
-                if not isinstance(error, Exception):
+                if self._is_stopped_by(error):
                     break
         return Outcome(info_columns.gather(infos) if infos else {}, failures)
 

@@ -174,7 +174,9 @@ class InlineWorker(Worker):
         verb, payload = self._asked.popleft()
         if verb is Verb.START:
             return self._start()
-        assert self.sub_envs is not None
+        if self.sub_envs is None:
+            # They could not be built.
+            return CallOutcome([])
         if verb is Verb.ATTACH:
             assert payload is not None
             self.sub_envs.attach(payload[0], self.envs.start)
@@ -190,6 +192,7 @@ class InlineWorker(Worker):
         built = SubEnvs.build(lambda: self._env_fns, self.envs.start, self._autoreset_mode)
         if isinstance(built, Failure):
             return built
+        built.stops_at_interrupt = True
         self.sub_envs = built
         return built.describe()
 

@@ -108,7 +108,7 @@ ENVS: dict[str, EnvFns] = {
 }
 
 
-class KeepsOptions(gym.vector.VectorWrapper[Any, Any, Any, Any, Any]):
+class KeepsOptions(gym.vector.VectorWrapper):
     """Guards the caller's options against Gymnasium's ``SyncVectorEnv``.
 
     That takes the mask out of the caller's own dict, where ``RecordEpisodeStatistics`` looks for it afterwards: not finding

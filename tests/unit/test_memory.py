@@ -45,6 +45,12 @@ def is_open(descriptor: int) -> bool:
     return True
 
 
+def bytes_of(block: SharedBlock) -> Any:
+    """The block's bytes as the caller has them."""
+    assert block.buffer is not None
+    return block.buffer
+
+
 def attached(block: SharedBlock) -> Any:
     """The block's bytes as a worker maps them."""
     ours, theirs = socket.socketpair()
@@ -62,8 +68,8 @@ def test_both_sides_see_the_same_bytes(by_descriptor: bool | None, size: int) ->
     """A block is zero at first, and what one side writes the other reads, to the last byte."""
     block = SharedBlock(size, by_descriptor)
     there = attached(block)
-    assert bytes(block.buffer) == bytes(max(size, 1))
-    here = np.frombuffer(block.buffer, np.uint8)
+    assert bytes(bytes_of(block)) == bytes(max(size, 1))
+    here = np.frombuffer(bytes_of(block), np.uint8)
     here[-1] = 7
     assert there[-1] == 7
     there[0] = 9
@@ -103,7 +109,7 @@ def test_without_anonymous_files_a_name_is_removed_at_once(monkeypatch: pytest.M
     assert leftovers() == before
     there = attached(block)
     there[0] = 5
-    assert block.buffer[0] == 5
+    assert bytes_of(block)[0] == 5
     block.close()
 
 
@@ -112,7 +118,7 @@ def test_arrays_outlive_the_block(by_descriptor: bool) -> None:
     """What was handed out as a view stays valid after closing, as long as somebody holds it, and only then is memory freed."""
     before = descriptors()
     block = SharedBlock(80, by_descriptor)
-    array = np.frombuffer(block.buffer, np.float64)
+    array = np.frombuffer(bytes_of(block), np.float64)
     array[:] = 1.5
     block.close()
     assert array.tolist() == [1.5] * 10

@@ -23,7 +23,7 @@ from rayvec.protocol import (
     Verb,
     perform,
 )
-from rayvec.sub_envs import Outcome, SubEnvs
+from rayvec.sub_envs import CallOutcome, Outcome, SubEnvs
 from rayvec.testing.envs import CountingEnv
 
 # Requests
@@ -82,8 +82,8 @@ def test_requests_are_performed_through_the_table() -> None:
     sub_envs = attached()
     for verb, payload in PAYLOADS.items():
         assert type(payload) is REQUESTS[verb].payload
-        reply: Any = perform(sub_envs, verb, payload)
-        assert type(reply) is REQUESTS[verb].reply
+        reply: Outcome | CallOutcome = perform(sub_envs, verb, payload)
+        assert REQUESTS[verb].reply is type(reply)
         assert not reply.failures
     assert perform(sub_envs, Verb.CALL, CallPayload("level", (), {})).results == [1, 2]
     assert isinstance(perform(sub_envs, Verb.STEP, StepPayload([0, 0])), Outcome)
