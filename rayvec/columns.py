@@ -6,7 +6,8 @@ Sequence and custom spaces have no fixed layout: an :class:`ObjectColumn` keeps 
 moves rows between processes moves those along (:meth:`Column.take_objects`, :meth:`Column.put_objects`).
 
 Assumptions: a row has one writer at a time, and nobody reads it meanwhile; the protocol of requests and replies sees to
-that. Guarantee: :meth:`Column.write` stores a value whole or raises :class:`Mismatch`; it never broadcasts, wraps or cuts.
+that. Guarantee: :meth:`Column.write` stores a value or raises :class:`Mismatch`; it never broadcasts, wraps or cuts. (A Dict or
+Tuple that is refused may have left its first parts in the row.)
 """
 
 from __future__ import annotations
@@ -108,6 +109,10 @@ class ArrayColumn(Column):
         self._shape = tuple(space.shape)
         self._dtype = np.dtype(space.dtype)
         self._scalar = self._dtype.type if self._shape == () else None
+        # The Python integers that a row of a Discrete takes; none where it is no single integer.
+        self._least, self._most = 0, -1
+        if self._scalar is not None and self._dtype.kind in "iu":
+            self._least, self._most = int(np.iinfo(self._dtype).min), int(np.iinfo(self._dtype).max)
         self._array = arena.array((num_rows, *self._shape), self._dtype)
 
     def write(self, row: int, value: Any) -> None:
@@ -115,7 +120,7 @@ class ArrayColumn(Column):
             if value.dtype is self._dtype and value.shape == self._shape:
                 self._array[row] = value
                 return
-        elif type(value) is self._scalar:
+        elif type(value) is self._scalar or (type(value) is int and self._least <= value <= self._most):
             self._array[row] = value
             return
         self._array[row] = self._converted(value)
@@ -136,7 +141,11 @@ class ArrayColumn(Column):
                 f" with values beyond the range of {self._dtype}" if np.can_cast(array.dtype, self._dtype, "same_kind") else ""
             )
             raise Mismatch(came + beyond, due)
-        return array.astype(self._dtype)
+        try:
+            with np.errstate(over="raise"):
+                return array.astype(self._dtype)
+        except FloatingPointError:
+            raise Mismatch(f"{came} with values beyond the range of {self._dtype}", due) from None
 
     def read(self, row: int) -> Any:
         value = self._array[row]

@@ -18,7 +18,7 @@ import multiprocessing.util
 import time
 from collections.abc import Callable, Sequence
 from operator import itemgetter
-from typing import Any, NamedTuple
+from typing import TYPE_CHECKING, Any, NamedTuple
 
 import numpy as np
 import numpy.typing as npt
@@ -35,6 +35,9 @@ from rayvec.protocol import CallPayload, PendingCall, ResetPayload, SetAttrPaylo
 from rayvec.spaces import ObservationMode, check_observation_mode, join_spaces
 from rayvec.sub_envs import CallOutcome, Description, EnvFn, Outcome
 from rayvec.worker import Reply, Worker
+
+if TYPE_CHECKING:
+    from typing_extensions import Self
 
 __all__ = ["ContractVectorEnv", "Timeouts", "check_autoreset_mode", "check_env_fns"]
 
@@ -192,7 +195,7 @@ class ContractVectorEnv(VectorEnv[Any, Any, Any]):
                     raise self._lost_error(worker, "building its sub-envs")
             elif isinstance(reply, Failure):
                 failures.append(reply)
-                self._crew.forget(worker)
+                self._crew.dismiss(worker)
                 deadline = min(time.monotonic() + _MORE_FAILURES, deadline or float("inf"))
             else:
                 descriptions[worker] = reply
@@ -513,7 +516,7 @@ class ContractVectorEnv(VectorEnv[Any, Any, Any]):
             if self._block is not None:
                 self._block.close()
 
-    def __enter__(self) -> ContractVectorEnv:
+    def __enter__(self) -> Self:
         return self
 
     def __exit__(self, *_: object) -> None:
@@ -551,8 +554,7 @@ class ContractVectorEnv(VectorEnv[Any, Any, Any]):
             elif isinstance(reply, Failure):
                 # Started anew for this reset, and its constructor failed.
                 self._failures.append(reply)
-                crew.forget(worker)
-                worker.lost = True
+                crew.dismiss(worker)
             elif crew.owes(worker):
                 # The start of a worker for this call, or the answer to one that has ended without it.
                 if isinstance(reply, Outcome):

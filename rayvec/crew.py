@@ -149,6 +149,8 @@ class Crew:
 
     def ask_step(self) -> None:
         """Tells every worker to step its sub-envs with the actions that lie in the batch."""
+        if self._writers:
+            self._writers = {worker for worker in self._writers if not worker.is_flushed()}
         if self._max_concurrency is not None or self._writers or self.num_owed:
             self.ask((worker, Verb.STEP, _STEP) for worker in self.workers)
             return
@@ -217,10 +219,7 @@ class Crew:
                     del self._ready[worker]
                 elif reply is LOST:
                     owed = self.owes(worker)
-                    worker.lost = True
-                    self.forget(worker)
-                    if self._queue:
-                        self._send_queued()
+                    self.dismiss(worker)
                     if owed:
                         return worker, None, LOST
                 else:
@@ -303,6 +302,13 @@ class Crew:
         self._unqueue(worker)
         self._working.discard(worker)
         self._writers.discard(worker)
+
+    def dismiss(self, worker: Worker) -> None:
+        """Counts ``worker`` as lost: it has died, or ends because it could not build its sub-envs."""
+        worker.lost = True
+        self.forget(worker)
+        if self._queue:
+            self._send_queued()
 
     def _unqueue(self, worker: Worker) -> None:
         queue = deque(request for request in self._queue if request[0] is not worker)
