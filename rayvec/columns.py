@@ -107,7 +107,8 @@ class ArrayColumn(Column):
         assert space.shape is not None
         assert space.dtype is not None
         self._shape = tuple(space.shape)
-        self._dtype = np.dtype(space.dtype)
+        # NumPy's own object for the dtype, which arrays have and a pickled space has not: `is` is the quick comparison.
+        self._dtype = np.dtype(np.dtype(space.dtype).str)
         self._scalar = self._dtype.type if self._shape == () else None
         # The Python integers that a row of a Discrete takes; none where it is no single integer.
         self._least, self._most = 0, -1
@@ -117,7 +118,8 @@ class ArrayColumn(Column):
 
     def write(self, row: int, value: Any) -> None:
         if type(value) is np.ndarray:
-            if value.dtype is self._dtype and value.shape == self._shape:
+            dtype = value.dtype
+            if (dtype is self._dtype or dtype == self._dtype) and value.shape == self._shape:
                 self._array[row] = value
                 return
         elif type(value) is self._scalar or (type(value) is int and self._least <= value <= self._most):

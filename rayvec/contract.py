@@ -131,6 +131,7 @@ class ContractVectorEnv(VectorEnv[Any, Any, Any]):
         self._timeouts = timeouts
         self._call = PendingCall(type(self).__name__)
         self._needs_reset = np.zeros(self.num_envs, np.bool_)
+        self._has_failed = False
         self._replies: dict[Worker, Reply] = {}
         self._failures: list[Failure] = []
         self._revived: set[Worker] = set()
@@ -273,6 +274,7 @@ class ContractVectorEnv(VectorEnv[Any, Any, Any]):
         self._collect("reset", self._deadline(timeout, self._timeouts.reset))
         self._call.end()
         self._needs_reset &= ~self._reset_rows
+        self._has_failed = bool(self._needs_reset.any())
         self._note_lost()
         groups = self._take_infos()
         self._take_failures()
@@ -378,8 +380,8 @@ class ContractVectorEnv(VectorEnv[Any, Any, Any]):
     def _check_steppable(self) -> None:
         if self._crew.is_torn:
             self._crew.is_torn = False
-            self._needs_reset[:] = True
-        if self._needs_reset.any():
+            self._mark_failed(range(self.num_envs))
+        if self._has_failed:
             raise ResetNeeded(
                 f"sub-envs {_listed(self._needs_reset)} have failed: call reset() before the next step (a reset_mask that "
                 "names them is enough)."
@@ -567,6 +569,8 @@ class ContractVectorEnv(VectorEnv[Any, Any, Any]):
                         self._stop_at_interrupt(worker)
 
     def _take_infos(self) -> list[tuple[int, info_columns.Columns]]:
+        if not self._replies:
+            return []
         groups = [(worker.envs.start, outcome.infos) for worker, outcome in self._replies.items() if outcome.infos]
         return sorted(groups, key=itemgetter(0))
 
@@ -580,14 +584,14 @@ class ContractVectorEnv(VectorEnv[Any, Any, Any]):
 
     def _note_failures(self, failures: Sequence[Failure], raised: bool) -> None:
         for failure in failures:
-            self._needs_reset[failure.env_index] = True
+            self._mark_failed(range(failure.env_index, failure.env_index + 1))
         log_failures(failures, raised)
 
     def _stop_at_interrupt(self, worker: Worker) -> None:
         """Ctrl-C in the caller's own share ends the call at once: that share is not stepped to its end."""
         last = self._failures[-1]
         if isinstance(last.error, KeyboardInterrupt):
-            self._needs_reset[last.env_index : worker.envs.stop] = True
+            self._mark_failed(range(last.env_index, worker.envs.stop))
             self._call.end()
             self._take_failures()
 
@@ -598,7 +602,7 @@ class ContractVectorEnv(VectorEnv[Any, Any, Any]):
             return
         error = self._lost_error(worker, call)
         for other in self._crew.find_lost():
-            self._needs_reset[other.envs.start : other.envs.stop] = True
+            self._mark_failed(other.envs)
             if other is not worker:
                 add_note(error, f"{_named(other)} has died too")
         for failure in self._failures:
@@ -621,17 +625,23 @@ class ContractVectorEnv(VectorEnv[Any, Any, Any]):
     def _revive(self, worker: Worker) -> None:
         """Starts a worker that has died anew and passes it its share of the pending reset."""
         self._revived.add(worker)
-        self._needs_reset[worker.envs.start : worker.envs.stop] = True
+        self._mark_failed(worker.envs)
         self._crew.start(worker)
         self._crew.attach(worker, self._batch, self._block)
         self._crew.ask([(worker, Verb.RESET, self._reset_payloads[worker])])
 
+    def _mark_failed(self, envs: range) -> None:
+        self._needs_reset[envs.start : envs.stop] = True
+        self._has_failed = True
+
     def _note_lost(self) -> None:
         for worker in self._workers:
             if worker.lost:
-                self._needs_reset[worker.envs.start : worker.envs.stop] = True
+                self._mark_failed(worker.envs)
 
     def _check_all_alive(self, call: str) -> None:
+        if not self._crew.has_lost:
+            return
         for worker in self._workers:
             if worker.lost:
                 self._note_lost()

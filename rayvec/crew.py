@@ -13,7 +13,6 @@ from __future__ import annotations
 
 import contextlib
 import os
-import select
 import selectors
 import time
 from collections import deque
@@ -45,8 +44,6 @@ _STEP_BYTE = bytes([Verb.STEP])
 
 _TERMINATE_GRACE = 0.4
 """Seconds between asking processes to end and ending them."""
-_FIRST_WAIT = 0.02
-"""Seconds to wait for the worker asked last before listening to all."""
 _FLUSH_INTERVAL = 0.005
 """Seconds between two attempts to send what a socket would not take."""
 
@@ -65,15 +62,21 @@ class _BareLines:
         self.others = [worker for worker, line in lines if line is None]
         self.senders = [(worker, line.send) for worker, line in lines if line is not None]
         self.receivers = [(worker, line.receive, line.put_back) for worker, line in lines if line is not None]
-        self._last = None
-        if self.senders and hasattr(select, "poll"):
-            self._last = select.poll()
-            self._last.register(self.senders[-1][0].descriptors()[0], select.POLLIN)
+        self._selector = selectors.DefaultSelector()
+        for worker, _ in self.senders:
+            descriptor = worker.exit_descriptor()
+            if descriptor is not None:
+                self._selector.register(descriptor, selectors.EVENT_READ)
+        if self.senders:
+            self._selector.register(self.senders[-1][0].descriptors()[0], selectors.EVENT_READ)
 
-    def wait_for_last(self, timeout: float) -> None:
-        """Waits for the last worker's reply, or its end."""
-        if self._last is not None:
-            self._last.poll(timeout * 1000)
+    def wait_for_last(self, timeout: float | None) -> bool:
+        """Waits for a reply of the worker that was told last, or the end of any; returns whether one has come."""
+        return bool(self._selector.select(timeout))
+
+    def close(self) -> None:
+        """Stops listening."""
+        self._selector.close()
 
 
 class Crew:
@@ -86,12 +89,14 @@ class Crew:
     Attributes:
         workers: the workers.
         num_owed: how many replies have not been taken yet.
+        has_lost: some worker has died and has not been started again.
         is_torn: Ctrl-C came while workers were being told something, so that only some of them do it.
     """
 
     def __init__(self, workers: Sequence[Worker], max_concurrency: int | None = None) -> None:
         self.workers = workers
         self.num_owed = 0
+        self.has_lost = False
         self.is_torn = False
         self._max_concurrency = max_concurrency
         self._queue: deque[tuple[Worker, Verb, Any]] = deque()
@@ -110,6 +115,7 @@ class Crew:
         """Starts ``worker``, anew if it ran before."""
         self.forget(worker)
         worker.start()
+        self.has_lost = any(other.lost for other in self.workers)
         self.num_owed += 1
         self._watched[worker] = worker.descriptors()
         for descriptor in self._watched[worker]:
@@ -119,7 +125,7 @@ class Crew:
         """Gives ``worker`` its memory."""
         owed = len(worker.owed)
         worker.attach(batch, block)
-        self._lines = None
+        self._drop_lines()
         self.num_owed += len(worker.owed) - owed
 
     def ask(self, requests: Iterable[tuple[Worker, Verb, tuple[Any, ...] | None]]) -> None:
@@ -162,7 +168,7 @@ class Crew:
                 worker.owed.append(Verb.STEP)
             self.num_owed += len(lines.senders)
             self._awaits_lines = bool(lines.senders)
-            # The first workers wake while the last are being told, and want this core: be quick.
+            # Workers that wake want this core: tell the others quickly.
             for worker, send in lines.senders:
                 try:
                     send(_STEP_BYTE)
@@ -267,18 +273,18 @@ class Crew:
         self._writers = {worker for worker in self._writers if not worker.is_flushed()}
 
     def _take_from_lines(self, timeout: float | None) -> None:
-        """Waits a moment for the worker that was told last, and takes the replies that are here by then.
+        """Waits for the worker that was told last, and takes the replies that are here by then: most, as a rule.
 
         Waiting for all at once would wake the caller for each of them, and where there are more workers than cores each
-        of these wakes takes a core from a worker.
+        of these wakes takes a core from a worker. The others are listened to afterwards, all at once.
         """
         assert self._lines is not None
-        self._lines.wait_for_last(_FIRST_WAIT if timeout is None else min(timeout, _FIRST_WAIT))
+        if not self._lines.wait_for_last(timeout):
+            return
         for worker, receive, put_back in self._lines.receivers:
             try:
                 data = receive(65536)
             except OSError:
-                # Not here yet, or it has died: all are listened to from now on.
                 continue
             if data == _STEP_BYTE:
                 worker.owed.popleft()
@@ -287,13 +293,18 @@ class Crew:
                 put_back(data)
                 self._ready[worker] = False
 
+    def _drop_lines(self) -> None:
+        if self._lines is not None:
+            self._lines.close()
+            self._lines = None
+
     def owes(self, worker: Worker) -> bool:
         """Whether ``worker`` has yet to answer something."""
         return bool(worker.owed) or any(request[0] is worker for request in self._queue)
 
     def forget(self, worker: Worker) -> None:
         """Drops what ``worker`` owes and does not listen to it any more."""
-        self._lines = None
+        self._drop_lines()
         for descriptor in self._watched.pop(worker, ()):
             self._selector.unregister(descriptor)
         self._ready.pop(worker, None)
@@ -305,7 +316,7 @@ class Crew:
 
     def dismiss(self, worker: Worker) -> None:
         """Counts ``worker`` as lost: it has died, or ends because it could not build its sub-envs."""
-        worker.lost = True
+        worker.lost = self.has_lost = True
         self.forget(worker)
         if self._queue:
             self._send_queued()

@@ -73,9 +73,7 @@ def _async(name: str, *, num_workers: int | None = None, in_caller: bool = False
         options["num_workers"] = num_workers
     if in_caller:
         options["step_in_caller"] = True
-    return Engine(
-        name, rayvec.AsyncVectorEnv, options, num_workers=num_workers, in_caller=in_caller, start_method=start_method
-    )
+    return Engine(name, rayvec.AsyncVectorEnv, options, num_workers=num_workers, in_caller=in_caller, start_method=start_method)
 
 
 ENGINES = {

@@ -113,9 +113,7 @@ class World(NamedTuple):
         kept = {getattr(forkserver._forkserver, "_forkserver_alive_fd", None)}  # type: ignore[attr-defined]
         kept.add(getattr(resource_tracker._resource_tracker, "_fd", None))
         return cls(
-            frozenset(
-                process._replace(state="") for process in descendants_of(os.getpid()) if process.pid not in helpers
-            ),
+            frozenset(process._replace(state="") for process in descendants_of(os.getpid()) if process.pid not in helpers),
             frozenset(_descriptors(kept)),
             frozenset(threading.enumerate()),
             frozenset(_files()),
@@ -132,14 +130,14 @@ class World(NamedTuple):
 
 
 def _descriptors(kept: set[Any]) -> Iterator[str]:
-    for number in os.listdir("/proc/self/fd"):
+    for entry in Path("/proc/self/fd").iterdir():
         try:
-            target = os.readlink(f"/proc/self/fd/{number}")
+            target = str(entry.readlink())
         except OSError:
             # The one that lists them.
             continue
-        if int(number) not in kept and not _KEPT_BY_MULTIPROCESSING.search(target):
-            yield f"{number} -> {target}"
+        if int(entry.name) not in kept and not _KEPT_BY_MULTIPROCESSING.search(target):
+            yield f"{entry.name} -> {target}"
 
 
 def _files() -> Iterator[str]:

@@ -21,8 +21,14 @@ from rayvec.testing import CountingEnv, DyingEnv, GateEnv, RaisingEnv, RandomSta
 NUM_ENVS = 5
 ACTIONS = np.zeros(NUM_ENVS, np.int64)
 
-BOUNDED = [*named("async-concurrency"), Engine("async-pipe-concurrency", ENGINES["async-concurrency"].base,
-    {"context": "fork", "shared_memory": False, "max_concurrency": 2})]
+BOUNDED = [
+    *named("async-concurrency"),
+    Engine(
+        "async-pipe-concurrency",
+        ENGINES["async-concurrency"].base,
+        {"context": "fork", "shared_memory": False, "max_concurrency": 2},
+    ),
+]
 """At most two at a time."""
 
 

@@ -195,9 +195,7 @@ def test_others_are_in_a_long_step(engine: Engine, then: str, tmp_path: Path) ->
 
 @each(ENGINES, needs="in_processes")
 @pytest.mark.parametrize("masked", [False, True], ids=["full", "masked"])
-def test_reset_is_the_first_to_meet_it(
-    engine: Engine, masked: bool, tmp_path: Path, caplog: pytest.LogCaptureFixture
-) -> None:
+def test_reset_is_the_first_to_meet_it(engine: Engine, masked: bool, tmp_path: Path, caplog: pytest.LogCaptureFixture) -> None:
     """A reset starts the worker again of itself and logs a warning that names it."""
     log = tmp_path / "log"
     with closing(engine.make(counting(log=log))) as envs:
@@ -288,7 +286,7 @@ def test_another_raises_in_the_step_in_which_it_dies(engine: Engine, tmp_path: P
             envs.step(ACTIONS)
         with pytest.raises(ResetNeeded):
             envs.step(ACTIONS)
-        assert_works(engine, envs, engine.together_with(LAST, NUM_ENVS) + [0], 1)
+        assert_works(engine, envs, [0, *engine.together_with(LAST, NUM_ENVS)], 1)
 
 
 class GateDyingEnv(GateEnv):
