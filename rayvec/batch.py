@@ -104,9 +104,9 @@ class Batch:
         assert self._actions is not None
         _unpack(self._actions.arrays(), 0, self.num_rows, data)
 
-    def pack_results(self) -> list[memoryview]:
-        """The bytes of everything that a step fills in, all rows."""
-        return _pack(self._results, 0, self.num_rows)
+    def pack_results(self, start: int, stop: int) -> list[memoryview]:
+        """The bytes of everything that a step fills in, in those rows."""
+        return _pack(self._results, start, stop)
 
     def unpack_results(self, start: int, stop: int, data: memoryview) -> None:
         """Fills rows ``start`` to ``stop`` with results that were packed elsewhere."""

@@ -93,9 +93,7 @@ def test_a_seed_gives_one_curve_with_every_engine_and_number_of_envs(example: An
         (["--plot", "curve.zip"], "--plot: cannot draw a '.zip' file"),
     ],
 )
-def test_wrong_options_are_told(
-    example: Any, arguments: list[str], told: str, capsys: pytest.CaptureFixture[str]
-) -> None:
+def test_wrong_options_are_told(example: Any, arguments: list[str], told: str, capsys: pytest.CaptureFixture[str]) -> None:
     """Options that cannot be are named, before anything is started."""
     with pytest.raises(SystemExit) as caught:
         example.parse(arguments)

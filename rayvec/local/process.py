@@ -274,10 +274,13 @@ class ProcessWorker(ChildWorker):
     def attach(self, batch: Batch, block: SharedBlock | None) -> None:
         self._batch = batch
         self._is_shared = block is not None
-        num_rows = batch.num_rows if block is not None else len(self.envs)
-        payload = AttachPayload(
-            batch.observation_space, batch.action_space, num_rows, block.token if block is not None else None
-        )
+        spaces = (batch.observation_space, batch.action_space)
+        if block is not None:
+            payload = AttachPayload(*spaces, batch.num_rows, block.token)
+        else:
+            # A worker that is started again goes on from the rows that its predecessor left.
+            rows = b"".join(batch.pack_results(self.envs.start, self.envs.stop)) if self._num_starts > 1 else None
+            payload = AttachPayload(*spaces, len(self.envs), None, rows)
         self.send(Verb.ATTACH, (serialise.dumps(tuple(payload)),))
         if block is not None and self._channel is not None:
             with contextlib.suppress(EOFError):

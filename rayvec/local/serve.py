@@ -72,12 +72,14 @@ class AttachPayload(NamedTuple):
         action_space: the single action space.
         num_rows: how many rows the batch has.
         block: the token of the shared block; None: the worker's rows are its own and travel as bytes.
+        rows: what such rows hold at first, packed, where they are not all zero: the worker was started again.
     """
 
     observation_space: Space[Any]
     action_space: Space[Any]
     num_rows: int
     block: tuple[str | None, int] | None
+    rows: bytes | None = None
 
 
 def work(sock: socket.socket, env_fns: Callable[[], Sequence[EnvFn]], plan: WorkerPlan) -> None:
@@ -176,10 +178,12 @@ class _Session:
                 self._reply(verb, perform(self._sub_envs, verb, serialise.loads(data)))
 
     def _attach(self, payload: AttachPayload) -> None:
-        observation_space, action_space, num_rows, block = payload
+        observation_space, action_space, num_rows, block, rows = payload
         self._shared = block is not None
         buffer = SharedBlock.attach(block, self._channel) if block is not None else None
         self._batch = Batch(observation_space, action_space, num_rows, buffer)
+        if rows is not None:
+            self._batch.unpack_results(0, num_rows, memoryview(rows))
         self._is_bare = self._shared and not self._batch.has_objects
         self._sub_envs.attach(self._batch, self._sub_envs.first if self._shared else 0)
 
@@ -198,7 +202,7 @@ class _Session:
         if objects or outcome.failures or outcome[0]:
             extra = self._pickled(verb, outcome, objects)
         if has_rows and not self._shared:
-            self._channel.send(verb, _LENGTH.pack(len(extra)), extra, *self._batch.pack_results())
+            self._channel.send(verb, _LENGTH.pack(len(extra)), extra, *self._batch.pack_results(0, self._batch.num_rows))
         elif extra:
             self._channel.send(verb, _LENGTH.pack(len(extra)), extra)
         else:
