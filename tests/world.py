@@ -9,15 +9,30 @@ import tempfile
 import threading
 import time
 from collections.abc import Callable, Iterator
+from contextlib import contextmanager
 from multiprocessing import forkserver, resource_tracker
 from pathlib import Path
 from typing import Any, NamedTuple
 
-__all__ = ["Process", "World", "descendants_of", "is_running", "wait_until", "wait_until_gone"]
+__all__ = ["Process", "World", "descendants_of", "is_running", "notes_of", "wait_until", "wait_until_gone", "within"]
 
 _POLL_SECONDS = 0.005
 _KEPT_BY_MULTIPROCESSING = re.compile(r"/pym-\d+-")
 """Files behind the heap of ``multiprocessing``, which it keeps for its next user (Gymnasium's shared memory is one)."""
+
+
+@contextmanager
+def within(seconds: float) -> Iterator[None]:
+    """Checks that what is done within takes no longer."""
+    begin = time.monotonic()
+    yield
+    taken = time.monotonic() - begin
+    assert taken < seconds, f"took {taken:.2f} s"
+
+
+def notes_of(error: BaseException) -> str:
+    """The notes of an error, a line each."""
+    return "\n".join(getattr(error, "__notes__", []))
 
 
 class Process(NamedTuple):
@@ -108,9 +123,9 @@ class World(NamedTuple):
     @classmethod
     def now(cls) -> World:
         """What is there now, helpers of ``multiprocessing`` aside."""
-        helpers = {getattr(forkserver._forkserver, "_forkserver_pid", None)}  # type: ignore[attr-defined]
+        helpers = {getattr(forkserver._forkserver, "_forkserver_pid", None)}
         helpers.add(getattr(resource_tracker._resource_tracker, "_pid", None))
-        kept = {getattr(forkserver._forkserver, "_forkserver_alive_fd", None)}  # type: ignore[attr-defined]
+        kept = {getattr(forkserver._forkserver, "_forkserver_alive_fd", None)}
         kept.add(getattr(resource_tracker._resource_tracker, "_fd", None))
         return cls(
             frozenset(process._replace(state="") for process in descendants_of(os.getpid()) if process.pid not in helpers),

@@ -7,6 +7,7 @@ import logging
 import os
 import signal
 import time
+from collections.abc import Callable
 from contextlib import closing
 from functools import partial
 from pathlib import Path
@@ -20,7 +21,7 @@ from gymnasium.spaces import Box, Dict, Discrete, Sequence, Tuple
 from gymnasium.vector import AutoresetMode
 from gymnasium.vector.async_vector_env import _async_worker
 from workers import CustomEnv, doubling_worker, older_worker
-from world import is_running, wait_until_gone
+from world import is_running, notes_of, wait_until_gone
 
 from rayvec import AsyncVectorEnv, CallTimeoutError, WorkerLostError
 from rayvec.testing import CHECKS, CountingEnv, PlainLoop, SpaceEnv, assert_same, read_log, wait_for_path
@@ -28,7 +29,7 @@ from rayvec.testing import CHECKS, CountingEnv, PlainLoop, SpaceEnv, assert_same
 NUM_ENVS = 3
 ACTIONS = np.zeros(NUM_ENVS, np.int64)
 
-WORKERS = {"gymnasium": _async_worker, "eight": doubling_worker, "seven": older_worker}
+WORKERS: dict[str, Callable[..., None]] = {"gymnasium": _async_worker, "eight": doubling_worker, "seven": older_worker}
 
 GYMNASIUM_HOLDS = [
     "spaces_and_attributes",
@@ -137,7 +138,7 @@ def test_error(worker: str, call: str) -> None:
                 envs.step(ACTIONS) if call == "step" else envs.reset(seed=2)
             assert caught.value.args == ("boom", 5)
             assert "raise args[0]" in str(caught.value.__cause__)
-            notes = "\n".join(caught.value.__notes__)
+            notes = notes_of(caught.value)
             assert "sub-env 1" in notes
             assert call in notes
             with pytest.raises(ResetNeeded, match=r"\[1\]"):
@@ -174,7 +175,7 @@ def test_several_errors(worker: str) -> None:
         envs.set_attr("level", [0, ("step", "raise", KeyError("low")), ("step", "raise", ValueError("high"))])
         with pytest.raises(KeyError, match="low") as caught:
             envs.step(ACTIONS)
-        assert "ValueError: high" in "\n".join(caught.value.__notes__)
+        assert "ValueError: high" in notes_of(caught.value)
         envs.reset()
         envs.step(ACTIONS)
 

@@ -6,8 +6,7 @@ import logging
 import os
 import signal
 import time
-from collections.abc import Iterator
-from contextlib import closing, contextmanager
+from contextlib import closing
 from functools import partial
 from pathlib import Path
 from typing import Any
@@ -18,7 +17,7 @@ import pytest
 from engines import ENGINES, FEW, ONE_EACH, START_METHODS, Engine, each, named
 from envs import bad_once
 from gymnasium.error import ResetNeeded
-from world import is_running, wait_until_gone
+from world import is_running, notes_of, wait_until_gone, within
 
 from rayvec import CallTimeoutError, WorkerLostError
 from rayvec.testing import (
@@ -62,15 +61,6 @@ def kill(pid: int) -> None:
     """Kills a process and waits for its end."""
     os.kill(pid, signal.SIGKILL)
     wait_until_gone([pid], 5)
-
-
-@contextmanager
-def within(seconds: float) -> Iterator[None]:
-    """Checks that what is done within takes no longer."""
-    begin = time.monotonic()
-    yield
-    taken = time.monotonic() - begin
-    assert taken < seconds, f"took {taken:.2f} s"
 
 
 def assert_works(engine: Engine, envs: Any, num_dead: list[int], episode: int) -> None:
@@ -247,7 +237,7 @@ def test_two_die_at_once(engine: Engine, tmp_path: Path) -> None:
             kill(pid)
         with within(NOTICE_SECONDS), pytest.raises(WorkerLostError) as caught:
             envs.step(ACTIONS)
-        told = "\n".join([str(caught.value), *getattr(caught.value, "__notes__", [])])
+        told = f"{caught.value}\n{notes_of(caught.value)}"
         for pid in pids:
             assert str(pid) in told
         with pytest.raises(ResetNeeded, match=r"\b0\b.*\b4\b"):

@@ -22,6 +22,7 @@ import pytest
 from engines import ENGINES, FEW, ONE_EACH, START_METHODS, Engine, each
 from gymnasium.error import ResetNeeded
 from gymnasium.vector import AutoresetMode
+from world import notes_of
 
 from rayvec import QuotedEnvError
 from rayvec.testing import (
@@ -50,11 +51,6 @@ def env_fns(**troubled: Any) -> list[Any]:
 def mask(*indices: int) -> npt.NDArray[np.bool_]:
     """True for those sub-envs."""
     return np.isin(np.arange(NUM_ENVS), indices)
-
-
-def notes_of(error: BaseException) -> str:
-    """The notes of an error, a line each."""
-    return "\n".join(getattr(error, "__notes__", []))
 
 
 # What reaches the caller
@@ -510,7 +506,7 @@ def test_error_in_close(engine: Engine, tmp_path: Path) -> None:
 @each(ONE_EACH)
 def test_everything_goes_on_as_in_a_plain_loop(engine: Engine) -> None:
     """After an error and a reset every datum is what a plain loop gives, for long."""
-    fns = [
+    fns: list[Any] = [
         partial(CountingEnv, index=0, episode_length=3, infos="rich"),
         partial(RaisingEnv, at=4, index=1, episode_length=7, infos="rich"),
         partial(CountingEnv, index=2, episode_length=4, infos="rich"),

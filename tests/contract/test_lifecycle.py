@@ -11,8 +11,8 @@ import os
 import signal
 import threading
 import time
-from collections.abc import Callable, Iterator
-from contextlib import closing, contextmanager
+from collections.abc import Callable
+from contextlib import closing
 from functools import partial
 from pathlib import Path
 from typing import Any
@@ -21,7 +21,8 @@ import numpy as np
 import pytest
 from engines import ENGINES, FEW, ONE_EACH, START_METHODS, Engine, each, named
 from gymnasium.error import ClosedEnvironmentError
-from world import wait_until_gone
+from gymnasium.spaces import Box
+from world import notes_of, wait_until_gone, within
 
 from rayvec import CallTimeoutError
 from rayvec.testing import (
@@ -49,15 +50,6 @@ def with_one(index: int, env_fn: Any, **kwargs: Any) -> list[Any]:
     fns = counting(**kwargs)
     fns[index] = partial(env_fn, index=index, **kwargs)
     return fns
-
-
-@contextmanager
-def within(seconds: float) -> Iterator[None]:
-    """Checks that what is done within takes no longer."""
-    begin = time.monotonic()
-    yield
-    taken = time.monotonic() - begin
-    assert taken < seconds, f"took {taken:.2f} s"
 
 
 def wait_in_vain(wait: Callable[..., Any], marker: Path) -> None:
@@ -105,7 +97,7 @@ def test_failing_constructor(engine: Engine, position: int, tmp_path: Path) -> N
     with within(1.0), pytest.raises(LookupError) as caught:
         engine.make(with_one(position, partial(RaisingEnv, on="init", error=error), log=log))
     assert caught.value.args == error.args
-    told = "\n".join(caught.value.__notes__)
+    told = notes_of(caught.value)
     assert f"sub-env {position}" in told
     assert "constructor" in told
     # The env that failed was half built, and wrote so.
@@ -118,7 +110,7 @@ def test_failing_constructor_under_each_start_method(engine: Engine, tmp_path: P
     log = tmp_path / "log"
     with pytest.raises(OwnError, match="own") as caught:
         engine.make(with_one(3, partial(RaisingEnv, on="init", error=OwnError("own")), log=log))
-    assert "sub-env 3" in "\n".join(caught.value.__notes__)
+    assert "sub-env 3" in notes_of(caught.value)
     assert_all_closed(log, but=[3])
 
 
@@ -211,7 +203,7 @@ class RandomBoxEnv(CountingEnv):
 
     def __init__(self, size: int) -> None:
         super().__init__()
-        self.observation_space = type(self.observation_space)(-1, 1, (size,), np.float32)  # type: ignore[call-arg, assignment]
+        self.observation_space = Box(-1, 1, (size,), np.int64)
 
 
 # Closing

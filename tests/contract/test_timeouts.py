@@ -125,7 +125,8 @@ def test_bounds_of_the_constructor_hold_for_whole_calls(engine: Engine, tmp_path
     """``step_timeout``, ``reset_timeout`` and ``call_timeout`` bound ``step()``, ``reset()``, ``call()`` and attributes."""
     gate = tmp_path / "gate"
     bounds = {"step_timeout": 0.05, "reset_timeout": 0.05, "call_timeout": 0.05}
-    for on in ("step", "reset", "call", "get", "set"):
+    ons: list[Any] = ["step", "reset", "call", "get", "set"]
+    for on in ons:
         fns: list[Any] = [partial(RaisingEnv, at=0, index=index) for index in range(LAST)]
         fns.append(partial(GateEnv, gate, on=on, at=2 if on == "reset" else 1, index=LAST))
         calls = {
@@ -180,7 +181,7 @@ def test_error_names_who_is_waited_for(engine: Engine, tmp_path: Path) -> None:
 
 @each(ENGINES, needs="can_time_out")
 @pytest.mark.parametrize("on", ["step", "reset", "call"])
-def test_close_after_a_timed_out_wait(engine: Engine, on: str, tmp_path: Path) -> None:
+def test_close_after_a_timed_out_wait(engine: Engine, on: Any, tmp_path: Path) -> None:
     """It works while the env is still held up, and in time."""
     gate = tmp_path / "gate"
     fns: list[Any] = [partial(RaisingEnv, at=0, index=index) for index in range(LAST)]
