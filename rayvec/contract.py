@@ -13,10 +13,11 @@ the pending call, collecting replies under a deadline, failures, deaths, restart
 
 from __future__ import annotations
 
+import contextlib
 import logging
 import multiprocessing.util
 import time
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from operator import itemgetter
 from typing import TYPE_CHECKING, Any, NamedTuple
 
@@ -135,11 +136,13 @@ class ContractVectorEnv(VectorEnv[Any, Any, Any]):
         self._replies: dict[Worker, Reply] = {}
         self._failures: list[Failure] = []
         self._revived: set[Worker] = set()
+        self._reset_payloads: dict[Worker, ResetPayload] = {}
         self._reset_rows: npt.NDArray[np.bool_] = self._needs_reset
         self._block: SharedBlock | None = None
+        self._blocks: list[SharedBlock] = []
         self._crew = Crew(workers, max_concurrency)
         # Runs when this object is dropped or the script ends, whichever comes first; in this process only.
-        self._finalizer = multiprocessing.util.Finalize(self, _abandon, (self._crew,), exitpriority=100)
+        self._finalizer = multiprocessing.util.Finalize(self, _abandon, (self._crew, self._blocks), exitpriority=100)
         try:
             self._open(make_block, check_spaces)
         except BaseException:
@@ -149,7 +152,7 @@ class ContractVectorEnv(VectorEnv[Any, Any, Any]):
 
     def _open(self, make_block: Callable[[int], SharedBlock] | None, check_spaces: Callable[[Any], None] | None) -> None:
         """Starts the workers, learns the spaces from them, lays out the memory and hands it to them."""
-        deadline = _after(self._timeouts.start)
+        deadline = self._deadline(None, self._timeouts.start)
         for worker in self._workers:
             self._crew.start(worker)
         descriptions = self._started(deadline)
@@ -167,6 +170,7 @@ class ContractVectorEnv(VectorEnv[Any, Any, Any]):
         spaces = (self.single_observation_space, self.single_action_space)
         if make_block is not None:
             self._block = make_block(Batch.size(*spaces, self.num_envs))
+            self._blocks.append(self._block)
         self._batch = Batch(*spaces, self.num_envs, self._block.buffer if self._block is not None else None)
         for worker in self._workers:
             self._crew.attach(worker, self._batch, self._block)
@@ -248,16 +252,13 @@ class ContractVectorEnv(VectorEnv[Any, Any, Any]):
             )
             for worker in chosen
         }
-        self._crew.ask((worker, Verb.RESET, self._reset_payloads[worker]) for worker in chosen if not worker.lost)
-        self._call.begin("reset")
         self._revived.clear()
-        try:
+        self._note_torn()
+        with self._beginning("reset"):
+            self._crew.ask((worker, Verb.RESET, self._reset_payloads[worker]) for worker in chosen if not worker.lost)
             for worker in chosen:
                 if worker.lost:
                     self._revive(worker)
-        except BaseException:
-            self._call.end()
-            raise
 
     def reset_wait(self, timeout: float | None = None) -> tuple[Any, dict[str, Any]]:
         """Waits for a reset that was started.
@@ -344,13 +345,13 @@ class ContractVectorEnv(VectorEnv[Any, Any, Any]):
         self._call.check_idle("step_async")
         self._check_steppable()
         rest = self._batch.place_actions(actions)
-        if rest is None:
-            self._crew.ask_step()
-        else:
-            self._crew.ask(
-                (worker, Verb.STEP, StepPayload(rest[worker.envs.start : worker.envs.stop])) for worker in self._workers
-            )
-        self._call.begin("step")
+        with self._beginning("step"):
+            if rest is None:
+                self._crew.ask_step()
+            else:
+                self._crew.ask(
+                    (worker, Verb.STEP, StepPayload(rest[worker.envs.start : worker.envs.stop])) for worker in self._workers
+                )
 
     def step_wait(self, timeout: float | None = None) -> StepResult:
         """Waits for a step that was started.
@@ -378,9 +379,7 @@ class ContractVectorEnv(VectorEnv[Any, Any, Any]):
         )
 
     def _check_steppable(self) -> None:
-        if self._crew.is_torn:
-            self._crew.is_torn = False
-            self._mark_failed(range(self.num_envs))
+        self._note_torn()
         if self._has_failed:
             raise ResetNeeded(
                 f"sub-envs {_listed(self._needs_reset)} have failed: call reset() before the next step (a reset_mask that "
@@ -422,8 +421,8 @@ class ContractVectorEnv(VectorEnv[Any, Any, Any]):
             raise ValueError(f"call: expected a name that is the sub-envs' own, got {name!r}: use {name}() itself.")
         self._check_all_alive("call")
         payload = CallPayload(name, args, kwargs)
-        self._crew.ask((worker, Verb.CALL, payload) for worker in self._workers)
-        self._call.begin("call")
+        with self._beginning("call"):
+            self._crew.ask((worker, Verb.CALL, payload) for worker in self._workers)
 
     def call_wait(self, timeout: float | None = None) -> tuple[Any, ...]:
         """Waits for a call that was started.
@@ -472,11 +471,11 @@ class ContractVectorEnv(VectorEnv[Any, Any, Any]):
                 f"of another type, got {len(values)}"
             )
         self._check_all_alive("set_attr")
-        self._crew.ask(
-            (worker, Verb.SET_ATTR, SetAttrPayload(name, list(values[worker.envs.start : worker.envs.stop])))
-            for worker in self._workers
-        )
-        self._call.begin("call")
+        with self._beginning("call"):
+            self._crew.ask(
+                (worker, Verb.SET_ATTR, SetAttrPayload(name, list(values[worker.envs.start : worker.envs.stop])))
+                for worker in self._workers
+            )
         self._finish_call()
 
     def render(self) -> tuple[Any, ...]:
@@ -506,17 +505,20 @@ class ContractVectorEnv(VectorEnv[Any, Any, Any]):
         Raises:
             Exception: what closing a sub-env raised, after everything was freed.
         """
-        self.closed = self._call.closed = True
-        raise_failures(self._free(_CLOSE_TIMEOUT if timeout is None else timeout, forced=terminate))
+        self._call.closed = True
+        failures = self._free(_CLOSE_TIMEOUT if timeout is None else timeout, forced=terminate)
+        self.closed = True
+        raise_failures(failures)
 
     def _free(self, timeout: float, forced: bool = False) -> Sequence[Failure]:
-        try:
-            return self._crew.end(timeout, forced)
-        finally:
-            self._finalizer.cancel()
-            self._batch = None  # type: ignore[assignment]
-            if self._block is not None:
-                self._block.close()
+        # Interrupted, it can be called again, and the finalizer does the rest at the latest.
+        failures = self._crew.end(timeout, forced)
+        self._finalizer.cancel()
+        self._batch = None  # type: ignore[assignment]
+        for kept in (self._reset_payloads, self._replies, self._revived):
+            kept.clear()
+        _close_all(self._blocks)
+        return failures
 
     def __enter__(self) -> Self:
         return self
@@ -557,7 +559,7 @@ class ContractVectorEnv(VectorEnv[Any, Any, Any]):
                 # Started anew for this reset, and its constructor failed.
                 self._failures.append(reply)
                 crew.dismiss(worker)
-            elif crew.owes(worker):
+            elif crew.owes(worker) or (call == "reset" and worker not in self._reset_payloads):
                 # The start of a worker for this call, or the answer to one that has ended without it.
                 if isinstance(reply, Outcome):
                     self._note_failures(reply.failures, raised=False)
@@ -596,9 +598,13 @@ class ContractVectorEnv(VectorEnv[Any, Any, Any]):
             self._take_failures()
 
     def _lose(self, worker: Worker, call: str) -> None:
-        if call == "reset" and worker not in self._revived:
+        if call == "reset" and worker in self._reset_payloads and worker not in self._revived:
             logger.warning("%s has died and is started again for this reset", _named(worker))
             self._revive(worker)
+            return
+        if call == "reset" and worker not in self._reset_payloads:
+            # It was not asked to do anything; the next reset that names its sub-envs starts it again.
+            self._mark_failed(worker.envs)
             return
         error = self._lost_error(worker, call)
         for other in self._crew.find_lost():
@@ -630,6 +636,22 @@ class ContractVectorEnv(VectorEnv[Any, Any, Any]):
         self._crew.attach(worker, self._batch, self._block)
         self._crew.ask([(worker, Verb.RESET, self._reset_payloads[worker])])
 
+    @contextlib.contextmanager
+    def _beginning(self, call: str) -> Iterator[None]:
+        """The call is pending from the first request on, and is not if they could not all be sent."""
+        self._call.begin(call)
+        try:
+            yield
+        except BaseException:
+            self._call.end()
+            raise
+
+    def _note_torn(self) -> None:
+        """Where Ctrl-C has kept some sub-envs from what others did, all need a reset."""
+        if self._crew.is_torn:
+            self._crew.is_torn = False
+            self._mark_failed(range(self.num_envs))
+
     def _mark_failed(self, envs: range) -> None:
         self._needs_reset[envs.start : envs.stop] = True
         self._has_failed = True
@@ -656,8 +678,16 @@ class ContractVectorEnv(VectorEnv[Any, Any, Any]):
         )
 
 
-def _abandon(crew: Crew) -> None:
-    crew.end(_ABANDON_TIMEOUT)
+def _abandon(crew: Crew, blocks: Sequence[SharedBlock]) -> None:
+    try:
+        crew.end(_ABANDON_TIMEOUT)
+    finally:
+        _close_all(blocks)
+
+
+def _close_all(blocks: Sequence[SharedBlock]) -> None:
+    for block in blocks:
+        block.close()
 
 
 def _after(timeout: float | None) -> float | None:

@@ -103,7 +103,7 @@ class Crew:
         self._working: set[Worker] = set()
         self._lines: _BareLines | None = None
         self._awaits_lines = False
-        self._inline = [worker for worker in workers if worker.is_caller]
+        self._inline: Sequence[Worker] = [worker for worker in workers if worker.is_caller]
         self._writers: set[Worker] = set()
         self._ready: dict[Worker, bool] = {}
         self._selector = selectors.DefaultSelector()
@@ -126,6 +126,8 @@ class Crew:
         owed = len(worker.owed)
         worker.attach(batch, block)
         self._drop_lines()
+        if not worker.is_flushed():
+            self._writers.add(worker)
         self.num_owed += len(worker.owed) - owed
 
     def ask(self, requests: Iterable[tuple[Worker, Verb, tuple[Any, ...] | None]]) -> None:
@@ -190,13 +192,13 @@ class Crew:
     def _send_queued(self) -> None:
         """Sends what may be sent now; a worker's requests keep their order."""
         assert self._max_concurrency is not None
-        waiting = self._queue
-        self._queue = deque()
-        while waiting:
-            worker, verb, prepared = waiting.popleft()
+        position = 0
+        while position < len(self._queue):
+            worker, verb, prepared = self._queue[position]
             if worker in self._working or worker.owed or len(self._working) >= self._max_concurrency:
-                self._queue.append((worker, verb, prepared))
+                position += 1
                 continue
+            del self._queue[position]
             self._working.add(worker)
             self._send(worker, verb, prepared)
 
@@ -234,6 +236,8 @@ class Crew:
                     if not worker.owed:
                         del self._ready[worker]
                     self._working.discard(worker)
+                    if worker.lost:
+                        self.has_lost = True
                     if self._queue:
                         self._send_queued()
                     return worker, verb, reply
@@ -250,6 +254,10 @@ class Crew:
 
     def _wait(self, deadline: float | None) -> None:
         """Waits until some worker may have something to say."""
+        # Ctrl-C may have come between an answer and its being counted.
+        self.num_owed = sum(len(worker.owed) for worker in self.workers) + len(self._queue)
+        if not self.num_owed:
+            return
         for worker in self._inline:
             if worker.owed:
                 self._ready[worker] = False
@@ -297,6 +305,7 @@ class Crew:
         if self._lines is not None:
             self._lines.close()
             self._lines = None
+        self._awaits_lines = False
 
     def owes(self, worker: Worker) -> bool:
         """Whether ``worker`` has yet to answer something."""
@@ -342,19 +351,17 @@ class Crew:
         """
         if self._ended or os.getpid() != self._owner:
             return ()
-        self._ended = True
         deadline = time.monotonic() + timeout
         failures: list[Failure] = []
         try:
             if not forced:
                 failures = self._close_politely(deadline)
         finally:
-            self._end_by_force([worker for worker in self.workers if worker.is_alive()])
-            for worker in self.workers:
-                self.forget(worker)
-                worker.release()
-            self._selector.close()
-            self.workers = ()
+            # A second Ctrl-C must not keep what does not answer from being ended.
+            try:
+                self._terminate([worker for worker in self.workers if worker.is_alive()])
+            finally:
+                self._release()
         return failures
 
     def _close_politely(self, deadline: float) -> list[Failure]:
@@ -379,10 +386,19 @@ class Crew:
         while waiting and (left := deadline - time.monotonic()) > 0:
             waiting -= set(connection.wait(waiting, left))
 
-    def _end_by_force(self, workers: Sequence[Worker]) -> None:
+    def _terminate(self, workers: Sequence[Worker]) -> None:
         for worker in workers:
             worker.terminate()
         self._wait_for_ends(workers, time.monotonic() + _TERMINATE_GRACE)
-        for worker in workers:
+
+    def _release(self) -> None:
+        for worker in self.workers:
             if worker.is_alive():
                 worker.kill()
+        for worker in self.workers:
+            self.forget(worker)
+            worker.release()
+        self._drop_lines()
+        self._selector.close()
+        self.workers = self._inline = ()
+        self._ended = True

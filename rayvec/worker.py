@@ -155,6 +155,8 @@ class InlineWorker(Worker):
         self.sub_envs: SubEnvs | None = None
 
     def start(self) -> None:
+        self._asked.clear()
+        self.lost = False
         self.send(Verb.START, None)
 
     def attach(self, batch: Batch, block: SharedBlock | None) -> None:

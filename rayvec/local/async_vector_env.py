@@ -149,7 +149,7 @@ class AsyncVectorEnv(ContractVectorEnv):
             copy=copy,
             observation_mode=observation_mode,
             autoreset_mode=autoreset_mode,
-            max_concurrency=None if worker is not None else self.max_concurrency,
+            max_concurrency=self.max_concurrency,
             timeouts=Timeouts(start_timeout, reset_timeout, step_timeout, call_timeout),
             make_block=SharedBlock if shares_rows else None,
             check_spaces=_check_shareable if shares_rows else None,

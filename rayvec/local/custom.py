@@ -58,7 +58,7 @@ class _Setup(NamedTuple):
     num_envs: int
     errors: Any
     told: dict[int, tuple[Any, Any, str]]
-    semaphore: Any
+    is_bounded: bool
 
 
 def custom_workers(
@@ -106,7 +106,7 @@ def custom_workers(
         len(env_fns),
         context.Queue(),
         {},
-        context.BoundedSemaphore(max_concurrency) if max_concurrency is not None else None,
+        max_concurrency is not None,
     )
     return [CustomWorker(setup, env_fn, index) for index, env_fn in enumerate(env_fns)]
 
@@ -137,7 +137,9 @@ class CustomWorker(ChildWorker):
             setup.autoreset_mode,
         )
         if setup.takes_semaphore:
-            args = (*args, setup.semaphore)
+            # The crew bounds how many work at a time. A semaphore that all of them share would do so too, until one of
+            # them died with a permit.
+            args = (*args, setup.context.BoundedSemaphore(1) if setup.is_bounded else None)
         try:
             name = f"Worker<AsyncVectorEnv>-{self._index}"
             self._child = ChildProcess(setup.context, setup.function, args, name=name, daemon=setup.daemon)

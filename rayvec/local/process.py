@@ -3,9 +3,11 @@
 from __future__ import annotations
 
 import contextlib
+import multiprocessing.process
 import os
 import signal
 import socket
+import weakref
 from abc import abstractmethod
 from collections.abc import Callable, Iterator, Sequence
 from multiprocessing import connection
@@ -19,10 +21,10 @@ from gymnasium.vector.utils import clear_mpi_env_vars
 
 from rayvec import serialise
 from rayvec.batch import Batch
-from rayvec.local.channel import CallerChannel
+from rayvec.local.channel import CallerChannel, Frame
 from rayvec.local.memory import SharedBlock
 from rayvec.local.seeding import worker_seed
-from rayvec.local.serve import AttachPayload, WorkerPlan, decode_reply, encode_actions, work
+from rayvec.local.serve import AttachPayload, WorkerPlan, decode_reply, encode_actions, undecodable_reply, work
 from rayvec.protocol import StepPayload, Verb
 from rayvec.sub_envs import EnvFn
 from rayvec.worker import BareLine, Reply, Worker
@@ -80,6 +82,19 @@ def _pickled_env_fns(env_fns: Sequence[EnvFn], first: int) -> bytes:
         raise TypeError(f"the env_fns cannot be pickled together: {whole}") from whole
 
 
+_STARTED: weakref.WeakSet[BaseProcess] = weakref.WeakSet()
+
+
+def _disown() -> None:
+    """In a process that was forked off the caller by hand: keeps its exit from ending the caller's workers."""
+    children: set[BaseProcess] = getattr(multiprocessing.process, "_children", set())
+    children.difference_update(_STARTED)
+
+
+if hasattr(os, "register_at_fork"):
+    os.register_at_fork(after_in_child=_disown)
+
+
 class ChildProcess:
     """A process of ``multiprocessing`` that can be watched by descriptor and ended within a known time.
 
@@ -102,6 +117,7 @@ class ChildProcess:
         self.process: BaseProcess = context.Process(target=target, name=name, args=args, daemon=daemon)  # type: ignore[attr-defined]
         with _starting_quietly():
             self.process.start()
+        _STARTED.add(self.process)
         assert self.process.pid is not None
         self.pid: int = self.process.pid
         self._pidfd = -1
@@ -252,6 +268,7 @@ class ProcessWorker(ChildWorker):
         self._channel: CallerChannel | None = None
         self._batch: Batch | None = None
         self._is_shared = False
+        self._frame: Frame | None = None
 
     def start(self) -> None:
         self.kill()
@@ -314,10 +331,23 @@ class ProcessWorker(ChildWorker):
             raise EOFError
         if not channel.is_flushed:
             channel.flush()
-        frame = channel.poll()
-        if frame is None:
-            return None
-        return decode_reply(frame[0], frame[1], self._batch, self.envs, self._is_shared)
+        while (frame := self._frame or channel.poll()) is not None:
+            # Kept until it is decoded, in case Ctrl-C comes meanwhile.
+            self._frame = frame
+            code, data = frame
+            while self.owed and self.owed[0] != code and code in self.owed:
+                # Ctrl-C kept these from being sent.
+                self.owed.popleft()
+            reply = None
+            if self.owed and self.owed[0] == code:
+                try:
+                    reply = decode_reply(code, data, self._batch, self.envs, self._is_shared)
+                except Exception as error:
+                    reply = undecodable_reply(code, self.envs, error)
+            self._frame = None
+            if reply is not None:
+                return reply
+        return None
 
     def is_flushed(self) -> bool:
         return self._channel is None or self._channel.is_flushed
@@ -331,4 +361,5 @@ class ProcessWorker(ChildWorker):
         if self._channel is not None:
             self._channel.close()
             self._channel = None
+        self._frame = None
         self._batch = None

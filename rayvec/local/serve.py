@@ -34,6 +34,7 @@ from gymnasium.vector import AutoresetMode
 
 from rayvec import serialise
 from rayvec.batch import Batch
+from rayvec.errors import QuotedEnvError
 from rayvec.failures import Failure, PackedFailure
 from rayvec.local.channel import WorkerChannel
 from rayvec.local.memory import SharedBlock
@@ -281,6 +282,15 @@ def decode_reply(verb: int, data: memoryview | None, batch: Batch | None, envs: 
         assert batch is not None
         batch.put_objects(objects, 0 if shared else envs.start)
     return type(_NOTHING[verb])(kept, [failure.unpack() for failure in packed])
+
+
+def undecodable_reply(verb: int, envs: range, error: Exception) -> Any:
+    """What stands for a reply that cannot be unpickled here: each of the worker's sub-envs counts as having raised."""
+    told = f"what sub-envs {list(envs)} sent cannot be rebuilt in the caller: {type(error).__name__}: {error}"
+    failures = [Failure(index, Verb(verb).name.lower(), QuotedEnvError(told), told) for index in envs]
+    return (
+        failures[0] if verb == Verb.START else type(_NOTHING[verb])([None] * len(envs) if verb == Verb.CALL else {}, failures)
+    )
 
 
 _NOTHING: dict[int, Any] = {
