@@ -1,0 +1,168 @@
+"""Bugs that a review found, each told by its test. All of them are about processes."""
+
+from __future__ import annotations
+
+import os
+from contextlib import closing
+from functools import partial
+from pathlib import Path
+from typing import Any
+
+import gymnasium as gym
+import numpy as np
+import pytest
+from engines import Engine, each, named
+from gymnasium import spaces
+from gymnasium.error import ResetNeeded
+
+from rayvec import AsyncVectorEnv, QuotedEnvError, SyncVectorEnv, WorkerLostError
+from rayvec.testing import CountingEnv, GateEnv, SpaceEnv
+
+ACTIONS = np.zeros(3, np.int64)
+FIRST = np.array([True, False, False])
+
+
+@each(named("async", "async-pipe", "async-workers-2", "async-concurrency"))
+def test_large_spaces_start(engine: Engine) -> None:
+    """The bounds of an image space are more than a socket takes at once; the rest of them was never sent."""
+    space = spaces.Box(0, 255, (210, 160, 3), np.uint8)
+    with closing(engine.make([partial(SpaceEnv, space, spaces.Discrete(2))] * 3)) as envs:
+        observations, _ = envs.reset(seed=1)
+        assert observations.shape == (3, 210, 160, 3)
+
+
+class UnbuildableError(Exception):
+    """Pickles well and cannot be unpickled: its __init__ takes other arguments than it keeps."""
+
+    def __init__(self, first: int, second: int) -> None:
+        super().__init__(f"{first} and {second}")
+
+
+class TellsUnbuildable(CountingEnv):
+    """Its second step's info cannot be rebuilt in another process."""
+
+    def step(self, action: Any) -> Any:
+        """As CountingEnv's."""
+        observation, reward, terminated, truncated, info = super().step(action)
+        odd = {"error": UnbuildableError(1, 2)} if observation[3] == 2 else {}
+        return observation, reward, terminated, truncated, {**info, **odd}
+
+
+@pytest.mark.filterwarnings("ignore::UserWarning")
+@each(named("async", "async-pipe"))
+def test_info_that_cannot_be_rebuilt(engine: Engine) -> None:
+    """The reply was taken and not counted, so that the step was pending for ever; now its sub-envs count as failed."""
+    fns = [partial(CountingEnv, index=0), partial(TellsUnbuildable, index=1), partial(CountingEnv, index=2)]
+    with closing(engine.make(fns)) as envs:
+        envs.reset(seed=1)
+        envs.step(ACTIONS)
+        with pytest.raises(QuotedEnvError, match="UnbuildableError"):
+            envs.step(ACTIONS)
+        with pytest.raises(ResetNeeded, match=r"\[1\]"):
+            envs.step(ACTIONS)
+        envs.reset(options={"reset_mask": np.array([False, True, False])})
+        envs.step(ACTIONS)
+
+
+def interrupt(_: bytes) -> int:
+    """In place of a socket's send."""
+    raise KeyboardInterrupt
+
+
+def test_ctrl_c_while_workers_are_told_to_step() -> None:
+    """Workers that had not been told were taken to owe a step, and the next reset waited for it for ever.
+
+    No signal comes between two given sends, so the second send raises what it would.
+    """
+    with closing(AsyncVectorEnv([partial(CountingEnv, index=index) for index in range(3)])) as envs:
+        envs.reset(seed=1)
+        envs.step(ACTIONS)
+        lines = envs._crew._lines
+        assert lines is not None
+        worker, send = lines.senders[1]
+        lines.senders[1] = (worker, interrupt)
+        with pytest.raises(KeyboardInterrupt):
+            envs.step(ACTIONS)
+        lines.senders[1] = (worker, send)
+        with pytest.raises(ResetNeeded):
+            envs.step(ACTIONS)
+        with closing(SyncVectorEnv([partial(CountingEnv, index=index) for index in range(3)])) as judge:
+            judge.reset(seed=1)
+            due = judge.reset(seed=5)[0]
+        np.testing.assert_array_equal(envs.reset(seed=5)[0], due)
+        envs.step(ACTIONS)
+
+
+class Leaves(GateEnv):
+    """Ends its process when it is let through its gate."""
+
+    def step(self, action: Any) -> Any:
+        """Does not return."""
+        super().step(action)
+        os._exit(4)
+
+
+class Tells(GateEnv):
+    """Says in its step's info that it has stepped."""
+
+    def step(self, action: Any) -> Any:
+        """As GateEnv's."""
+        *result, info = super().step(action)
+        return *result, {**info, "stepped": True}
+
+
+def open_gate(gate: Path) -> Path:
+    """A gate that is open."""
+    gate.touch()
+    return gate
+
+
+def test_late_step_is_not_part_of_a_masked_reset(tmp_path: Path) -> None:
+    """A step that a death had left behind told its infos in the masked reset that came next."""
+    gate = tmp_path / "gate"
+    fns = [partial(Leaves, open_gate(tmp_path / "open")), partial(Tells, gate), partial(Tells, gate)]
+    with closing(AsyncVectorEnv(fns)) as envs:
+        envs.reset(seed=1)
+        with pytest.raises(WorkerLostError):
+            envs.step(ACTIONS)
+        envs.reset_async(options={"reset_mask": FIRST})
+        gate.touch()
+        _, infos = envs.reset_wait()
+        assert "stepped" not in infos
+
+
+def test_death_of_a_worker_that_a_masked_reset_leaves_out(tmp_path: Path) -> None:
+    """The reset raised KeyError for a worker that it had not asked; now that one waits for a reset of its own."""
+    gate = tmp_path / "gate"
+    fns = [partial(Leaves, open_gate(tmp_path / "open")), partial(Leaves, gate), partial(Tells, gate)]
+    with closing(AsyncVectorEnv(fns)) as envs:
+        envs.reset(seed=1)
+        with pytest.raises(WorkerLostError):
+            envs.step(ACTIONS)
+        envs.reset_async(options={"reset_mask": FIRST})
+        gate.touch()
+        envs.reset_wait()
+        with pytest.raises(ResetNeeded, match=r"\[1\]"):
+            envs.step(ACTIONS)
+        envs.reset()
+
+
+@pytest.mark.filterwarnings("ignore::UserWarning")
+def test_observation_of_plain_integers() -> None:
+    """A Discrete takes Python's own integers, and no others than its dtype holds."""
+
+    class Tiny(gym.Env[Any, Any]):
+        observation_space = spaces.Discrete(5, dtype=np.int8)
+        action_space = spaces.Discrete(2)
+
+        def reset(self, *, seed: int | None = None, options: dict[str, Any] | None = None) -> tuple[Any, dict[str, Any]]:
+            return 4, {}
+
+        def step(self, action: Any) -> tuple[Any, float, bool, bool, dict[str, Any]]:
+            return 300, 0.0, False, False, {}
+
+    with closing(SyncVectorEnv([Tiny])) as envs:
+        observations, _ = envs.reset()
+        assert observations.tolist() == [4]
+        with pytest.raises(ValueError, match="300"):
+            envs.step(np.zeros(1, np.int64))
