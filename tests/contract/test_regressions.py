@@ -52,7 +52,7 @@ class TellsUnbuildable(CountingEnv):
 @each(named("async", "async-pipe"))
 def test_info_that_cannot_be_rebuilt(engine: Engine) -> None:
     """The reply was taken and not counted, so that the step was pending for ever; now its sub-envs count as failed."""
-    fns = [partial(CountingEnv, index=0), partial(TellsUnbuildable, index=1), partial(CountingEnv, index=2)]
+    fns: list[Any] = [partial(CountingEnv, index=0), partial(TellsUnbuildable, index=1), partial(CountingEnv, index=2)]
     with closing(engine.make(fns)) as envs:
         envs.reset(seed=1)
         envs.step(ACTIONS)
@@ -120,7 +120,7 @@ def open_gate(gate: Path) -> Path:
 def test_late_step_is_not_part_of_a_masked_reset(tmp_path: Path) -> None:
     """A step that a death had left behind told its infos in the masked reset that came next."""
     gate = tmp_path / "gate"
-    fns = [partial(Leaves, open_gate(tmp_path / "open")), partial(Tells, gate), partial(Tells, gate)]
+    fns: list[Any] = [partial(Leaves, open_gate(tmp_path / "open")), partial(Tells, gate), partial(Tells, gate)]
     with closing(AsyncVectorEnv(fns)) as envs:
         envs.reset(seed=1)
         with pytest.raises(WorkerLostError):
@@ -134,7 +134,7 @@ def test_late_step_is_not_part_of_a_masked_reset(tmp_path: Path) -> None:
 def test_death_of_a_worker_that_a_masked_reset_leaves_out(tmp_path: Path) -> None:
     """The reset raised KeyError for a worker that it had not asked; now that one waits for a reset of its own."""
     gate = tmp_path / "gate"
-    fns = [partial(Leaves, open_gate(tmp_path / "open")), partial(Leaves, gate), partial(Tells, gate)]
+    fns: list[Any] = [partial(Leaves, open_gate(tmp_path / "open")), partial(Leaves, gate), partial(Tells, gate)]
     with closing(AsyncVectorEnv(fns)) as envs:
         envs.reset(seed=1)
         with pytest.raises(WorkerLostError):
