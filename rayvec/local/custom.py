@@ -39,7 +39,7 @@ from rayvec.worker import Reply
 
 __all__ = ["CustomWorker", "custom_workers"]
 
-_ERROR_GRACE = 1.0
+_ERROR_GRACE = 5.0
 """Seconds between a worker's word that it has failed and the error itself, which comes through another pipe."""
 
 
