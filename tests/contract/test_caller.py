@@ -98,7 +98,9 @@ def test_interrupted(options: str, state: str, tmp_path: Path) -> None:
             envs.step_wait()
         else:
             say("ready")
-            time.sleep(60)
+            # A signal may be delivered to a thread of NumPy's: it does not wake a long sleep of the main thread then.
+            while True:
+                time.sleep(0.01)
     except KeyboardInterrupt:
         print("interrupted")
     envs.close(timeout=0.5)
