@@ -56,8 +56,6 @@ class _Setup(NamedTuple):
     single_observation_space: Space[Any]
     memory: Any
     num_envs: int
-    errors: Any
-    told: dict[int, tuple[Any, Any, str]]
     is_bounded: bool
 
 
@@ -104,8 +102,6 @@ def custom_workers(
         single,
         memory,
         len(env_fns),
-        context.Queue(),
-        {},
         max_concurrency is not None,
     )
     return [CustomWorker(setup, env_fn, index) for index, env_fn in enumerate(env_fns)]
@@ -120,6 +116,7 @@ class CustomWorker(ChildWorker):
         self._env_fn = env_fn
         self._index = index
         self._pipe: Connection | None = None
+        self._errors: Any = None
         self._batch: Batch
 
     def start(self) -> None:
@@ -127,13 +124,15 @@ class CustomWorker(ChildWorker):
         self.release()
         setup = self._setup
         ours, theirs = setup.context.Pipe()
+        # A queue for each: one that all share is dead once a worker has died with its lock.
+        self._errors = setup.context.Queue()
         args: tuple[Any, ...] = (
             self._index,
             CloudpickleWrapper(self._env_fn),
             theirs,
             ours,
             setup.memory,
-            setup.errors,
+            self._errors,
             setup.autoreset_mode,
         )
         if setup.takes_semaphore:
@@ -239,17 +238,12 @@ class CustomWorker(ChildWorker):
         return CallOutcome([None], [failure])
 
     def _take_error(self, verb: Verb) -> Failure:
-        told = self._setup.told
-        while self._index not in told:
-            try:
-                index, kind, value, trace = self._setup.errors.get(timeout=_ERROR_GRACE)
-            except queue.Empty:
-                break
-            except Exception as unpickling:
-                told[self._index] = (QuotedEnvError, f"an error that cannot be rebuilt here: {unpickling}", "")
-            else:
-                told[index] = (kind, value, trace)
-        kind, value, trace = told.pop(self._index, (QuotedEnvError, "an error that its worker could not send", ""))
+        try:
+            _, kind, value, trace = self._errors.get(timeout=_ERROR_GRACE)
+        except queue.Empty:
+            kind, value, trace = QuotedEnvError, "an error that its worker could not send", ""
+        except Exception as unpickling:
+            kind, value, trace = QuotedEnvError, f"an error that cannot be rebuilt here: {unpickling}", ""
         error = value if isinstance(value, BaseException) else kind(value)
         error.__cause__ = WorkerTraceback(trace)
         return Failure(self._index, verb.name.lower(), error, trace)
@@ -263,6 +257,7 @@ class CustomWorker(ChildWorker):
         if self._pipe is not None:
             self._pipe.close()
             self._pipe = None
+        self._errors = None
 
 
 def _row(space: Space[Any], batched: Any, index: int) -> Any:
