@@ -662,12 +662,9 @@ class ContractVectorEnv(VectorEnv[Any, Any, Any]):
                 self._mark_failed(worker.envs)
 
     def _check_all_alive(self, call: str) -> None:
-        if not self._crew.has_lost:
-            return
-        for worker in self._workers:
-            if worker.lost:
-                self._note_lost()
-                raise self._lost_error(worker, call)
+        if self._crew.has_lost:
+            self._note_lost()
+            raise self._lost_error(next(worker for worker in self._workers if worker.lost), call)
 
     def _timeout_error(self, call: str) -> CallTimeoutError:
         waiting = [_named(worker) for worker in self._workers if self._crew.owes(worker)]

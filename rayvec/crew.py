@@ -158,7 +158,7 @@ class Crew:
     def ask_step(self) -> None:
         """Tells every worker to step its sub-envs with the actions that lie in the batch."""
         if self._writers:
-            self._writers = {worker for worker in self._writers if not worker.is_flushed()}
+            self._drop_flushed()
         if self._max_concurrency is not None or self._writers or self.num_owed:
             self.ask((worker, Verb.STEP, _STEP) for worker in self.workers)
             return
@@ -278,7 +278,7 @@ class Crew:
             raise CallTimeoutError("out of time")
         # Being polled, they send more.
         self._ready.update(dict.fromkeys(self._writers, False))
-        self._writers = {worker for worker in self._writers if not worker.is_flushed()}
+        self._drop_flushed()
 
     def _take_from_lines(self, timeout: float | None) -> None:
         """Waits for the worker that was told last, and takes the replies that are here by then: most, as a rule.
@@ -300,6 +300,9 @@ class Crew:
             else:
                 put_back(data)
                 self._ready[worker] = False
+
+    def _drop_flushed(self) -> None:
+        self._writers = {worker for worker in self._writers if not worker.is_flushed()}
 
     def _drop_lines(self) -> None:
         if self._lines is not None:
