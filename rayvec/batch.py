@@ -16,6 +16,7 @@ kept by the protocol, is all that prevents a torn read.
 
 from __future__ import annotations
 
+import functools
 from collections.abc import Mapping, Sequence
 from typing import Any
 
@@ -23,6 +24,7 @@ import numpy as np
 import numpy.typing as npt
 from gymnasium import Space, spaces
 
+from rayvec import serialise
 from rayvec.columns import Arena, ArrayColumn, Column, DictColumn, TupleColumn, build_column, snapshot
 
 __all__ = ["Batch"]
@@ -70,6 +72,11 @@ class Batch:
         measure = Arena()
         cls.__new__(cls)._lay_out(observation_space, action_space, num_rows, measure)
         return measure.size
+
+    @functools.cached_property
+    def pickled_spaces(self) -> bytes:
+        """The observation space and the action space, for a worker that lays a batch of its own."""
+        return serialise.dumps((self.observation_space, self.action_space))
 
     # Actions
 

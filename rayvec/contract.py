@@ -174,8 +174,6 @@ class ContractVectorEnv(VectorEnv[Any, Any, Any]):
         self._batch = Batch(*spaces, self.num_envs, self._block.buffer if self._block is not None else None)
         for worker in self._workers:
             self._crew.attach(worker, self._batch, self._block)
-        self._collect("its start", deadline)
-        self._take_failures()
 
     def _started(self, deadline: float | None) -> list[Description]:
         """What the workers say of their sub-envs. Raises what a constructor raised, of the lowest sub-env if several did."""

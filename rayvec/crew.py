@@ -114,8 +114,10 @@ class Crew:
     def start(self, worker: Worker) -> None:
         """Starts ``worker``, anew if it ran before."""
         self.forget(worker)
+        was_lost = worker.lost
         worker.start()
-        self.has_lost = any(other.lost for other in self.workers)
+        if was_lost:
+            self.has_lost = any(other.lost for other in self.workers)
         self.num_owed += 1
         self._watched[worker] = worker.descriptors()
         for descriptor in self._watched[worker]:

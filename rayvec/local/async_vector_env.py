@@ -35,6 +35,7 @@ from rayvec.contract import ContractVectorEnv, Timeouts, check_autoreset_mode, c
 from rayvec.local.custom import CustomWorker, custom_workers
 from rayvec.local.memory import SharedBlock
 from rayvec.local.process import ProcessWorker
+from rayvec.local.seeding import WorkerSeeds
 from rayvec.spaces import ObservationMode, check_observation_mode
 from rayvec.sub_envs import EnvFn
 from rayvec.worker import InlineWorker, Worker, shares
@@ -129,6 +130,7 @@ class AsyncVectorEnv(ContractVectorEnv):
                 max_concurrency=self.max_concurrency,
             )
         else:
+            seeds = WorkerSeeds()
             envs_of_workers = shares(len(self.env_fns), _checked_num_workers(num_workers, len(self.env_fns)))
             workers = [
                 InlineWorker([self.env_fns[index] for index in envs], envs.start, autoreset_mode)
@@ -139,6 +141,7 @@ class AsyncVectorEnv(ContractVectorEnv):
                     autoreset_mode,
                     process_context,
                     daemon,
+                    seeds,
                     name=f"Worker<{type(self).__name__}>-{number}",
                 )
                 for number, envs in enumerate(envs_of_workers)

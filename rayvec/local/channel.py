@@ -25,13 +25,19 @@ __all__ = ["CallerChannel", "Frame", "WorkerChannel"]
 _HAS_PAYLOAD = 0x80
 _LENGTH = struct.Struct("<Q")
 _HEADER_SIZE = 1 + _LENGTH.size
+_SMALL = 16384
 _BARE = [bytes([code]) for code in range(_HAS_PAYLOAD)]
 
 Frame = tuple[int, "memoryview | None"]
 
 
-def _header(code: int, parts: tuple[Any, ...]) -> bytes:
-    return bytes([code | _HAS_PAYLOAD]) + _LENGTH.pack(sum(len(part) for part in parts))
+def _framed(code: int, parts: tuple[bytes | memoryview, ...]) -> list[bytes | memoryview]:
+    """What makes up a frame. A small one is joined: each send may wake the other side."""
+    length = sum(len(part) for part in parts)
+    header = bytes([code | _HAS_PAYLOAD]) + _LENGTH.pack(length)
+    if length <= _SMALL:
+        return [b"".join((header, *parts))]
+    return [header, *(part for part in parts if len(part))]
 
 
 class WorkerChannel:
@@ -47,8 +53,7 @@ class WorkerChannel:
             if not parts:
                 self._socket.sendall(_BARE[code])
                 return
-            self._socket.sendall(_header(code, parts))
-            for part in parts:
+            for part in _framed(code, parts):
                 self._socket.sendall(part)
         except ConnectionError:
             raise EOFError from None
@@ -150,8 +155,7 @@ class CallerChannel:
         if not parts:
             self._outbox.append(memoryview(_BARE[code]))
         else:
-            self._outbox.append(memoryview(_header(code, parts)))
-            self._outbox.extend(memoryview(part) for part in parts if len(part))
+            self._outbox.extend(memoryview(part) for part in _framed(code, parts))
         if self.flush():
             return True
         # What is left may be a view of memory that changes before it is sent.

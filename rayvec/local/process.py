@@ -23,7 +23,7 @@ from rayvec import serialise
 from rayvec.batch import Batch
 from rayvec.local.channel import CallerChannel, Frame
 from rayvec.local.memory import SharedBlock
-from rayvec.local.seeding import worker_seed
+from rayvec.local.seeding import WorkerSeeds
 from rayvec.local.serve import AttachPayload, WorkerPlan, decode_reply, encode_actions, undecodable_reply, work
 from rayvec.protocol import StepPayload, Verb
 from rayvec.sub_envs import EnvFn
@@ -161,7 +161,7 @@ class ChildProcess:
 @contextlib.contextmanager
 def _starting_quietly() -> Iterator[None]:
     """A process started within has Ctrl-C blocked until it minds it, and none of MPI's environment variables."""
-    with clear_mpi_env_vars():
+    with clear_mpi_env_vars() if _is_under_mpi() else contextlib.nullcontext():
         if not hasattr(signal, "pthread_sigmask"):
             yield
             return
@@ -170,6 +170,10 @@ def _starting_quietly() -> Iterator[None]:
             yield
         finally:
             signal.pthread_sigmask(signal.SIG_SETMASK, before)
+
+
+def _is_under_mpi() -> bool:
+    return any(name.startswith(("OMPI_", "PMI_")) for name in os.environ)
 
 
 def wait_readable(descriptor: int, timeout: float) -> bool:
@@ -246,6 +250,7 @@ class ProcessWorker(ChildWorker):
         autoreset_mode: the vector env's.
         context: how to start the process.
         daemon: the process's ``daemon`` flag.
+        seeds: where its seed comes from.
         name: of the process.
     """
 
@@ -256,6 +261,7 @@ class ProcessWorker(ChildWorker):
         autoreset_mode: AutoresetMode,
         context: BaseContext,
         daemon: bool,
+        seeds: WorkerSeeds,
         name: str,
     ) -> None:
         super().__init__(range(first, first + len(env_fns)))
@@ -263,6 +269,7 @@ class ProcessWorker(ChildWorker):
         self._autoreset_mode = autoreset_mode
         self._context = context
         self._daemon = daemon
+        self._seeds = seeds
         self._name = name
         self._num_starts = 0
         self._channel: CallerChannel | None = None
@@ -273,7 +280,7 @@ class ProcessWorker(ChildWorker):
     def start(self) -> None:
         self.kill()
         self.release()
-        seed = worker_seed(self.envs.start, self._num_starts)
+        seed = self._seeds.seed(self.envs.start, self._num_starts)
         self._num_starts += 1
         ours, theirs = socket.socketpair()
         try:
@@ -291,13 +298,13 @@ class ProcessWorker(ChildWorker):
     def attach(self, batch: Batch, block: SharedBlock | None) -> None:
         self._batch = batch
         self._is_shared = block is not None
-        spaces = (batch.observation_space, batch.action_space)
+        spaces = batch.pickled_spaces
         if block is not None:
-            payload = AttachPayload(*spaces, batch.num_rows, block.token)
+            payload = AttachPayload(spaces, batch.num_rows, block.token)
         else:
             # A worker that is started again goes on from the rows that its predecessor left.
             rows = b"".join(batch.pack_results(self.envs.start, self.envs.stop)) if self._num_starts > 1 else None
-            payload = AttachPayload(*spaces, len(self.envs), None, rows)
+            payload = AttachPayload(spaces, len(self.envs), None, rows)
         self.send(Verb.ATTACH, (serialise.dumps(tuple(payload)),))
         if block is not None and self._channel is not None:
             with contextlib.suppress(EOFError):

@@ -7,22 +7,32 @@ import random
 
 import numpy as np
 
-__all__ = ["worker_seed"]
+__all__ = ["WorkerSeeds"]
 
 
-def worker_seed(first: int, num_starts: int) -> int:
-    """The seed for ``random`` and ``numpy.random`` of the worker whose first sub-env is ``first``.
+class WorkerSeeds:
+    """Where the workers of one vector env get their seeds from.
 
-    A forked worker would otherwise repeat the caller's random numbers, and its siblings'. The seed depends on the state of
+    A forked worker would otherwise repeat the caller's random numbers, and its siblings'. The seeds depend on the state of
     the caller's two generators, which stays as it is, so that a script that seeds them is reproducible under every start
     method and draws the same numbers itself as with Gymnasium's engines.
-
-    Args:
-        first: the index of the worker's first sub-env.
-        num_starts: how often the worker was started before.
     """
-    state = (random.getstate(), _numpy_state(), first, num_starts)
-    return int.from_bytes(hashlib.blake2b(repr(state).encode(), digest_size=16).digest(), "little")
+
+    def __init__(self) -> None:
+        self._state = _digest(repr((random.getstate(), _numpy_state())).encode())
+
+    def seed(self, first: int, num_starts: int) -> int:
+        """The seed for ``random`` and ``numpy.random`` of the worker whose first sub-env is ``first``.
+
+        Args:
+            first: the index of the worker's first sub-env.
+            num_starts: how often the worker was started before.
+        """
+        return int.from_bytes(_digest(self._state + f"{first} {num_starts}".encode()), "little")
+
+
+def _digest(data: bytes) -> bytes:
+    return hashlib.blake2b(data, digest_size=16).digest()
 
 
 def _numpy_state() -> tuple[str, bytes, int]:

@@ -16,6 +16,7 @@
 
 from __future__ import annotations
 
+import gc
 import os
 import random
 import select
@@ -29,7 +30,6 @@ from multiprocessing import parent_process
 from typing import Any, NamedTuple
 
 import numpy as np
-from gymnasium import Space
 from gymnasium.vector import AutoresetMode
 
 from rayvec import serialise
@@ -69,15 +69,13 @@ class AttachPayload(NamedTuple):
     """What a worker lays its batch over.
 
     Attributes:
-        observation_space: the single observation space.
-        action_space: the single action space.
+        spaces: the single observation space and the single action space, pickled.
         num_rows: how many rows the batch has.
         block: the token of the shared block; None: the worker's rows are its own and travel as bytes.
         rows: what such rows hold at first, packed, where they are not all zero: the worker was started again.
     """
 
-    observation_space: Space[Any]
-    action_space: Space[Any]
+    spaces: bytes
     num_rows: int
     block: tuple[str | None, int] | None
     rows: bytes | None = None
@@ -85,6 +83,8 @@ class AttachPayload(NamedTuple):
 
 def work(sock: socket.socket, env_fns: Callable[[], Sequence[EnvFn]], plan: WorkerPlan) -> None:
     """The main function of a worker process."""
+    # A forked worker shares the caller's memory until either writes; the collector would write all over it.
+    gc.freeze()
     channel = WorkerChannel(sock)
     _mind_signals()
     follow_caller(plan.caller, channel)
@@ -179,10 +179,10 @@ class _Session:
                 self._reply(verb, perform(self._sub_envs, verb, serialise.loads(data)))
 
     def _attach(self, payload: AttachPayload) -> None:
-        observation_space, action_space, num_rows, block, rows = payload
+        spaces, num_rows, block, rows = payload
         self._shared = block is not None
         buffer = SharedBlock.attach(block, self._channel) if block is not None else None
-        self._batch = Batch(observation_space, action_space, num_rows, buffer)
+        self._batch = Batch(*serialise.loads(spaces), num_rows, buffer)
         if rows is not None:
             self._batch.unpack_results(0, num_rows, memoryview(rows))
         self._is_bare = self._shared and not self._batch.has_objects
