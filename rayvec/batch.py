@@ -44,6 +44,7 @@ class Batch:
         observation_space: of one sub-env.
         action_space: of one sub-env.
         observations: the column of observations.
+        actions_version: how many batches of actions were placed.
         rewards: float64 ``(num_rows,)``.
         terminations: bool ``(num_rows,)``.
         truncations: bool ``(num_rows,)``.
@@ -63,6 +64,7 @@ class Batch:
         self.rewards: npt.NDArray[np.float64] = arena.array((num_rows,), np.float64)
         self.terminations: npt.NDArray[np.bool_] = arena.array((num_rows,), np.bool_)
         self.truncations: npt.NDArray[np.bool_] = arena.array((num_rows,), np.bool_)
+        self.actions_version = 0
         self._objects = self.observations.objects()
         self._results = [*self.observations.arrays(), self.rewards, self.terminations, self.truncations]
 
@@ -90,6 +92,7 @@ class Batch:
         Raises:
             ValueError: there is not one action for each row, or a part of them is missing.
         """
+        self.actions_version += 1
         if self._actions is not None and _write_all(self._actions, actions):
             return None
         return _split(self.action_space, actions, self.num_rows, "actions")
@@ -98,6 +101,15 @@ class Batch:
         """The actions of rows ``start`` to ``stop``, one for each sub-env, which may keep and change them."""
         assert self._actions is not None
         return self._actions.rows(start, stop)
+
+    def action_arrays(self) -> list[npt.NDArray[Any]]:
+        """The arrays that hold the actions, first axis the row; none where actions have no fixed layout."""
+        return self._actions.arrays() if self._actions is not None else []
+
+    @property
+    def num_action_bytes(self) -> int:
+        """The size of all actions that lie in rows."""
+        return sum(array.nbytes for array in self.action_arrays())
 
     # Rows as bytes
 
@@ -109,15 +121,15 @@ class Batch:
     def unpack_actions(self, data: memoryview) -> None:
         """Fills all rows with actions that were packed elsewhere."""
         assert self._actions is not None
-        _unpack(self._actions.arrays(), 0, self.num_rows, data)
+        _unpack(self._actions.arrays(), 0, self.num_rows, [data])
 
     def pack_results(self, start: int, stop: int) -> list[memoryview]:
         """The bytes of everything that a step fills in, in those rows."""
         return _pack(self._results, start, stop)
 
-    def unpack_results(self, start: int, stop: int, data: memoryview) -> None:
-        """Fills rows ``start`` to ``stop`` with results that were packed elsewhere."""
-        _unpack(self._results, start, stop, data)
+    def unpack_results(self, start: int, stop: int, parts: Sequence[memoryview]) -> None:
+        """Fills rows ``start`` to ``stop`` with results that were packed elsewhere; ``parts`` may have been joined to one."""
+        _unpack(self._results, start, stop, parts)
 
     @property
     def has_objects(self) -> bool:
@@ -203,9 +215,10 @@ def _pack(arrays: Sequence[npt.NDArray[Any]], start: int, stop: int) -> list[mem
     return [np.ascontiguousarray(array[start:stop]).reshape(-1).view(np.uint8).data for array in arrays]
 
 
-def _unpack(arrays: Sequence[npt.NDArray[Any]], start: int, stop: int, data: memoryview) -> None:
+def _unpack(arrays: Sequence[npt.NDArray[Any]], start: int, stop: int, parts: Sequence[memoryview]) -> None:
     offset = 0
-    for array in arrays:
+    for index, array in enumerate(arrays):
         rows = array[start:stop]
-        rows[...] = np.frombuffer(data, array.dtype, rows.size, offset).reshape(rows.shape)
+        data, at = (parts[0], offset) if len(parts) == 1 else (parts[index], 0)
+        rows[...] = np.frombuffer(data, array.dtype, rows.size, at).reshape(rows.shape)
         offset += rows.nbytes

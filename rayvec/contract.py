@@ -624,6 +624,8 @@ class ContractVectorEnv(VectorEnv[Any, Any, Any]):
             env_indices=worker.envs,
             pid=worker.pid,
             exitcode=worker.exitcode,
+            actor_id=worker.actor_id,
+            node_id=worker.node_id,
         )
 
     def _revive(self, worker: Worker) -> None:

@@ -108,6 +108,7 @@ class Crew:
         self._ready: dict[Worker, bool] = {}
         self._selector = selectors.DefaultSelector()
         self._watched: dict[Worker, Sequence[int]] = {}
+        self._starting: set[Worker] = set()
         self._owner = os.getpid()
         self._ended = False
 
@@ -119,6 +120,13 @@ class Crew:
         if was_lost:
             self.has_lost = any(other.lost for other in self.workers)
         self.num_owed += 1
+        self._starting.add(worker)
+        self._watch(worker)
+
+    def _watch(self, worker: Worker) -> None:
+        """Listens to what ``worker`` says can be listened to now."""
+        for descriptor in self._watched.pop(worker, ()):
+            self._selector.unregister(descriptor)
         self._watched[worker] = worker.descriptors()
         for descriptor in self._watched[worker]:
             self._selector.register(descriptor, selectors.EVENT_READ, worker)
@@ -240,6 +248,10 @@ class Crew:
                     self._working.discard(worker)
                     if worker.lost:
                         self.has_lost = True
+                    if verb is Verb.START:
+                        self._starting.discard(worker)
+                        if tuple(self._watched[worker]) != tuple(worker.descriptors()):
+                            self._watch(worker)
                     if self._queue:
                         self._send_queued()
                     return worker, verb, reply
@@ -271,6 +283,10 @@ class Crew:
             return
         if self._writers:
             timeout = _FLUSH_INTERVAL if timeout is None else min(timeout, _FLUSH_INTERVAL)
+        patience = min((worker.patience for worker in self._starting if worker.patience is not None), default=None)
+        if patience is not None:
+            left = max(patience - time.monotonic(), 0.0)
+            timeout = left if timeout is None else min(timeout, left)
         for key, _ in self._selector.select(timeout):
             worker = key.data
             self._ready[worker] = self._ready.get(worker, False) or key.fd == worker.exit_descriptor()
@@ -278,6 +294,10 @@ class Crew:
             return
         if deadline is not None and time.monotonic() >= deadline:
             raise CallTimeoutError("out of time")
+        now = time.monotonic()
+        self._ready.update(
+            (worker, False) for worker in self._starting if worker.patience is not None and worker.patience <= now
+        )
         # Being polled, they send more.
         self._ready.update(dict.fromkeys(self._writers, False))
         self._drop_flushed()
@@ -327,6 +347,7 @@ class Crew:
         self._unqueue(worker)
         self._working.discard(worker)
         self._writers.discard(worker)
+        self._starting.discard(worker)
 
     def dismiss(self, worker: Worker) -> None:
         """Counts ``worker`` as lost: it has died, or ends because it could not build its sub-envs."""

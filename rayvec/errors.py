@@ -10,6 +10,9 @@
     │   └── QuotedEnvError            (also a RuntimeError)
     ├── a worker is gone
     │   └── WorkerLostError           (also an EOFError, as Gymnasium's pipes raise)
+    ├── a Ray actor cannot be had as asked for
+    │   ├── PlacementError            (also a RuntimeError)
+    │   └── TransportError            (also a RuntimeError)
     ├── time ran out
     │   └── CallTimeoutError          (also a multiprocessing.TimeoutError)
     └── not built yet
@@ -29,8 +32,10 @@ __all__ = [
     "CallTimeoutError",
     "InvalidObservationError",
     "InvalidRewardError",
+    "PlacementError",
     "QuotedEnvError",
     "RayvecError",
+    "TransportError",
     "UnsupportedEngineError",
     "WorkerLostError",
     "WorkerTraceback",
@@ -60,15 +65,34 @@ class WorkerLostError(RayvecError, EOFError):
         env_indices: the sub-envs that were in it.
         pid: its process id, if it had one.
         exitcode: its exit code; minus the signal's number where a signal ended it; None where nobody knows.
+        actor_id: its id, if it was a Ray actor.
+        node_id: the id of the Ray node that it was on, if it was an actor.
     """
 
     def __init__(
-        self, message: str, *, env_indices: Iterable[int] = (), pid: int | None = None, exitcode: int | None = None
+        self,
+        message: str,
+        *,
+        env_indices: Iterable[int] = (),
+        pid: int | None = None,
+        exitcode: int | None = None,
+        actor_id: str | None = None,
+        node_id: str | None = None,
     ) -> None:
         super().__init__(message)
         self.env_indices = tuple(env_indices)
         self.pid = pid
         self.exitcode = exitcode
+        self.actor_id = actor_id
+        self.node_id = node_id
+
+
+class PlacementError(RayvecError, RuntimeError):
+    """The Ray cluster has not placed an actor in time: it tells what was asked for, and what there is."""
+
+
+class TransportError(RayvecError, RuntimeError):
+    """A Ray actor cannot be talked to in the way that was asked for."""
 
 
 class CallTimeoutError(RayvecError, multiprocessing.TimeoutError):

@@ -41,10 +41,14 @@ EnvWrapper: TypeAlias = Callable[[Env], Env]
 AnyVectorEnv: TypeAlias = VectorEnv[Any, Any, Any]
 
 #: Where each engine's class is. Looked up when it is asked for, so that no engine costs anything before.
-ENGINES: dict[str, str] = {"sync": "rayvec:SyncVectorEnv", "async": "rayvec:AsyncVectorEnv"}
+ENGINES: dict[str, str] = {
+    "sync": "rayvec:SyncVectorEnv",
+    "async": "rayvec:AsyncVectorEnv",
+    "ray": "rayvec.vector:RayVectorEnv",
+}
 
 #: Engines that the contract names and this version does not have.
-LATER_ENGINES = ("ray", "auto")
+LATER_ENGINES = ("auto",)
 
 _ENTRY_POINT = VectorizeMode.VECTOR_ENTRY_POINT.value
 
@@ -155,7 +159,7 @@ def make_vec(
             makes such a vector env again; what is given beside it (a ``num_envs`` above 1, what is not None)
             goes before what it was made with.
         num_envs: how many sub-envs.
-        vectorization_mode: ``"sync"``, ``"async"`` or ``"vector_entry_point"``. None: the env's vector entry
+        vectorization_mode: ``"sync"``, ``"async"``, ``"ray"`` or ``"vector_entry_point"``. None: the env's vector entry
             point if it has one, else ``"sync"``.
         vector_kwargs: the engine's options.
         wrappers: applied in order to each sub-env.
@@ -167,7 +171,7 @@ def make_vec(
     Raises:
         ValueError: for a mode or a ``num_envs`` that cannot be.
         TypeError: for an option that the engine does not have.
-        rayvec.errors.UnsupportedEngineError: for ``"ray"`` and ``"auto"``, which this version does not have.
+        rayvec.errors.UnsupportedEngineError: for ``"auto"``, which this version does not have.
         gymnasium.error.Error: for an unknown id, or one that has no entry point for the mode.
     """
     spec, module = _find_spec(id)
@@ -211,7 +215,7 @@ def register(
 
     Args:
         id: an env's id, ``"module:Env-v0"`` to import the module first, or the spec of a single env.
-        engine: ``"sync"`` or ``"async"``.
+        engine: ``"sync"``, ``"async"`` or ``"ray"``.
         namespace: what the new id begins with, in place of the env's own namespace. Registering the same env
             again replaces it.
         **vector_kwargs: the engine's options.
@@ -222,7 +226,7 @@ def register(
     Raises:
         ValueError: for an engine that does not exist, or the spec of a vector env.
         TypeError: for an option that the engine does not have.
-        rayvec.errors.UnsupportedEngineError: for ``"ray"`` and ``"auto"``, which this version does not have.
+        rayvec.errors.UnsupportedEngineError: for ``"auto"``, which this version does not have.
         gymnasium.error.Error: for an unknown id, one that has no entry point, or a spec that lists wrappers.
     """
     _check_choice("engine", engine, tuple(ENGINES))

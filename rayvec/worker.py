@@ -49,6 +49,8 @@ class Worker(ABC):
         owed: the requests whose replies have not been taken yet, oldest first. Replies come in the same order.
         lost: it has died; :meth:`start` makes it anew.
         is_caller: it is the caller itself, and answers when polled.
+        patience: until when, of ``time.monotonic``, nothing can be expected of a worker that starts: then it is polled
+            once more, though nothing became readable; None: until something does.
     """
 
     is_caller = False
@@ -57,6 +59,7 @@ class Worker(ABC):
         self.envs = envs
         self.owed: deque[Verb] = deque()
         self.lost = False
+        self.patience: float | None = None
 
     @abstractmethod
     def start(self) -> None:
@@ -101,7 +104,10 @@ class Worker(ABC):
 
     @abstractmethod
     def descriptors(self) -> Sequence[int]:
-        """What becomes readable when :meth:`poll` may have something to say; none: it answers when polled."""
+        """What becomes readable when :meth:`poll` may have something to say; none: it answers when polled.
+
+        They may be others once the reply to START is taken.
+        """
 
     def exit_descriptor(self) -> int | None:
         """What becomes readable when it has ended; None: it is no process of its own."""
@@ -134,6 +140,16 @@ class Worker(ABC):
     @property
     def pid(self) -> int | None:
         """Its process id, if it has one of its own."""
+        return None
+
+    @property
+    def actor_id(self) -> str | None:
+        """Its id, if it is a Ray actor."""
+        return None
+
+    @property
+    def node_id(self) -> str | None:
+        """The id of the Ray node that it is on, if it is an actor that was placed."""
         return None
 
     @property

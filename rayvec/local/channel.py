@@ -18,7 +18,6 @@ import socket
 import struct
 from collections import deque
 from collections.abc import Callable
-from typing import Any
 
 __all__ = ["CallerChannel", "Frame", "WorkerChannel"]
 

@@ -21,11 +21,12 @@ from gymnasium.vector.utils import clear_mpi_env_vars
 
 from rayvec import serialise
 from rayvec.batch import Batch
-from rayvec.local.channel import CallerChannel, Frame
+from rayvec.local.channel import CallerChannel
+from rayvec.local.line import ChannelLine
 from rayvec.local.memory import SharedBlock
 from rayvec.local.seeding import WorkerSeeds
-from rayvec.local.serve import AttachPayload, WorkerPlan, decode_reply, encode_actions, undecodable_reply, work
-from rayvec.protocol import StepPayload, Verb
+from rayvec.local.serve import WorkerPlan, work
+from rayvec.protocol import Verb
 from rayvec.sub_envs import EnvFn
 from rayvec.worker import BareLine, Reply, Worker
 
@@ -272,10 +273,7 @@ class ProcessWorker(ChildWorker):
         self._seeds = seeds
         self._name = name
         self._num_starts = 0
-        self._channel: CallerChannel | None = None
-        self._batch: Batch | None = None
-        self._is_shared = False
-        self._frame: Frame | None = None
+        self._line: ChannelLine | None = None
 
     def start(self) -> None:
         self.kill()
@@ -291,82 +289,39 @@ class ProcessWorker(ChildWorker):
             raise
         finally:
             theirs.close()
-        self._channel = CallerChannel(ours)
+        self._line = ChannelLine(CallerChannel(ours), self.envs)
         self.lost = False
         self.owed.append(Verb.START)
 
     def attach(self, batch: Batch, block: SharedBlock | None) -> None:
-        self._batch = batch
-        self._is_shared = block is not None
-        spaces = batch.pickled_spaces
-        if block is not None:
-            payload = AttachPayload(spaces, batch.num_rows, block.token)
-        else:
-            # A worker that is started again goes on from the rows that its predecessor left.
-            rows = b"".join(batch.pack_results(self.envs.start, self.envs.stop)) if self._num_starts > 1 else None
-            payload = AttachPayload(spaces, len(self.envs), None, rows)
-        self.send(Verb.ATTACH, (serialise.dumps(tuple(payload)),))
-        if block is not None and self._channel is not None:
-            with contextlib.suppress(EOFError):
-                block.send_descriptor(self._channel)
+        self.owed.append(Verb.ATTACH)
+        if self._line is not None:
+            self._line.attach(batch, block, is_anew=self._num_starts > 1)
 
     def prepare(self, verb: Verb, payload: tuple[Any, ...] | None) -> Sequence[bytes | memoryview]:
-        if isinstance(payload, StepPayload):
-            rows = None
-            if payload.actions is None and not self._is_shared:
-                assert self._batch is not None
-                rows = self._batch.pack_actions(self.envs.start, self.envs.stop)
-            return encode_actions(payload.actions, rows)
-        return () if payload is None else (serialise.dumps(tuple(payload)),)
+        return self._line.prepare(verb, payload) if self._line is not None else ()
 
     def send(self, verb: Verb, prepared: Sequence[bytes | memoryview]) -> bool:
         self.owed.append(verb)
-        try:
-            return self._channel is None or self._channel.post(verb, *prepared)
-        except EOFError:
-            return True
+        return self._line is None or self._line.post(verb, prepared)
 
     def bare_line(self) -> BareLine | None:
-        channel = self._channel
-        if channel is None or not self._is_shared:
-            return None
-        return BareLine(channel.send_now, channel.receive_now, channel.put_back)
+        return self._line.bare_line() if self._line is not None else None
 
     def poll(self) -> Reply | None:
-        channel = self._channel
-        if channel is None:
+        if self._line is None:
             raise EOFError
-        if not channel.is_flushed:
-            channel.flush()
-        while (frame := self._frame or channel.poll()) is not None:
-            # Kept until it is decoded, in case Ctrl-C comes meanwhile.
-            self._frame = frame
-            code, data = frame
-            while self.owed and self.owed[0] != code and code in self.owed:
-                # Ctrl-C kept these from being sent.
-                self.owed.popleft()
-            reply = None
-            if self.owed and self.owed[0] == code:
-                try:
-                    reply = decode_reply(code, data, self._batch, self.envs, self._is_shared)
-                except Exception as error:
-                    reply = undecodable_reply(code, self.envs, error)
-            self._frame = None
-            if reply is not None:
-                return reply
-        return None
+        return self._line.poll(self.owed)
 
     def is_flushed(self) -> bool:
-        return self._channel is None or self._channel.is_flushed
+        return self._line is None or self._line.is_flushed
 
     def descriptors(self) -> Sequence[int]:
-        if self._channel is None or self._child is None:
+        if self._line is None or self._child is None:
             return ()
-        return (self._channel.fileno(), self._child.descriptor)
+        return (self._line.fileno(), self._child.descriptor)
 
     def _disconnect(self) -> None:
-        if self._channel is not None:
-            self._channel.close()
-            self._channel = None
-        self._frame = None
-        self._batch = None
+        if self._line is not None:
+            self._line.close()
+            self._line = None

@@ -38,10 +38,23 @@ from rayvec.errors import QuotedEnvError
 from rayvec.failures import Failure, PackedFailure
 from rayvec.local.channel import WorkerChannel
 from rayvec.local.memory import SharedBlock
-from rayvec.protocol import Verb, perform
+from rayvec.protocol import StepPayload, Verb, perform
 from rayvec.sub_envs import NOTHING, CallOutcome, EnvFn, Outcome, SubEnvs
 
-__all__ = ["AttachPayload", "WorkerPlan", "decode_reply", "follow_caller", "serve", "work"]
+__all__ = [
+    "AttachPayload",
+    "Session",
+    "WorkerPlan",
+    "converse",
+    "decode_parts",
+    "decode_reply",
+    "encode_request",
+    "encode_rows",
+    "follow_caller",
+    "serve",
+    "undecodable_reply",
+    "work",
+]
 
 _GRACE = 1.0
 """Seconds that a worker has to close its sub-envs once its caller is gone."""
@@ -101,7 +114,7 @@ def serve(channel: WorkerChannel, built: SubEnvs | Failure) -> None:
             return
         try:
             channel.send(Verb.START, serialise.dumps(built.describe()))
-            _Session(channel, built).run()
+            converse(channel, built)
         finally:
             built.close()
     except EOFError:
@@ -125,8 +138,10 @@ def _follow(caller: int, channel: WorkerChannel) -> None:
         pass
     except (AttributeError, OSError):
         parent = parent_process()
-        if parent is not None:
-            parent.join()
+        if parent is None:
+            # Nobody's child: an actor, which Ray ends with its owner.
+            return
+        parent.join()
     else:
         select.select([descriptor], [], [])
     channel.hang_up()
@@ -144,10 +159,27 @@ def _mind_signals() -> None:
         signal.pthread_sigmask(signal.SIG_UNBLOCK, {signal.SIGINT})
 
 
-class _Session:
-    """Answers one caller's requests."""
+def converse(channel: WorkerChannel, sub_envs: SubEnvs) -> None:
+    """Answers requests that come over ``channel`` until told to close. Raises EOFError when the caller is gone."""
+    session = Session(sub_envs, channel)
+    while not session.is_closed:
+        code, data = channel.receive()
+        channel.send(code, *session.answer(code, data))
 
-    def __init__(self, channel: WorkerChannel, sub_envs: SubEnvs) -> None:
+
+class Session:
+    """Answers one caller's requests, however they come.
+
+    Args:
+        sub_envs: that they are about.
+        channel: over which the descriptor of shared memory comes, if there is any.
+
+    Attributes:
+        is_closed: the last request was to close.
+    """
+
+    def __init__(self, sub_envs: SubEnvs, channel: WorkerChannel | None = None) -> None:
+        self.is_closed = False
         self._channel = channel
         self._sub_envs = sub_envs
         self._batch: Batch
@@ -155,36 +187,33 @@ class _Session:
         self._is_bare = False
         """Whether rows say everything when a step gives neither infos nor failures."""
 
-    def run(self) -> None:
-        step_code = int(Verb.STEP)
-        while True:
-            code, data = self._channel.receive()
-            if code == step_code:
-                outcome = self._sub_envs.step(None if data is None else self._actions(data))
-                if outcome is NOTHING and self._is_bare:
-                    self._channel.send(code)
-                else:
-                    self._reply(Verb.STEP, outcome)
-                continue
-            verb = Verb(code)
-            if verb is Verb.CLOSE:
-                self._reply(verb, CallOutcome([], self._sub_envs.close()))
-                return
-            if verb is Verb.ATTACH:
-                assert data is not None
-                self._attach(AttachPayload(*serialise.loads(data)))
-                self._channel.send(verb)
-            else:
-                assert data is not None
-                self._reply(verb, perform(self._sub_envs, verb, serialise.loads(data)))
+    def answer(self, code: int, data: memoryview | None) -> Sequence[bytes | memoryview]:
+        """The payload of the reply, in parts; none where it says but that it is done."""
+        if code == _STEP:
+            outcome = self._sub_envs.step(None if data is None else self._actions(data))
+            return () if outcome is NOTHING and self._is_bare else self._told(Verb.STEP, outcome)
+        verb = Verb(code)
+        if verb is Verb.CLOSE:
+            self.is_closed = True
+            return self._told(verb, CallOutcome([], self._sub_envs.close()))
+        assert data is not None
+        payload = serialise.loads(data)
+        if verb is Verb.ATTACH:
+            self._attach(AttachPayload(*payload))
+            return ()
+        return self._told(verb, perform(self._sub_envs, verb, payload))
 
     def _attach(self, payload: AttachPayload) -> None:
         spaces, num_rows, block, rows = payload
         self._shared = block is not None
-        buffer = SharedBlock.attach(block, self._channel) if block is not None else None
-        self._batch = Batch(*serialise.loads(spaces), num_rows, buffer)
+        buffer = None
+        if block is not None:
+            assert self._channel is not None
+            buffer = SharedBlock.attach(block, self._channel)
+        observation_space, action_space = serialise.loads(spaces)
+        self._batch = Batch(observation_space, action_space, num_rows, buffer)
         if rows is not None:
-            self._batch.unpack_results(0, num_rows, memoryview(rows))
+            self._batch.unpack_results(0, num_rows, [memoryview(rows)])
         self._is_bare = self._shared and not self._batch.has_objects
         self._sub_envs.attach(self._batch, self._sub_envs.first if self._shared else 0)
 
@@ -196,18 +225,15 @@ class _Session:
         actions: Sequence[Any] = serialise.loads(data[1:])
         return actions
 
-    def _reply(self, verb: Verb, outcome: Outcome | CallOutcome) -> None:
+    def _told(self, verb: Verb, outcome: Outcome | CallOutcome) -> Sequence[bytes | memoryview]:
         has_rows = isinstance(outcome, Outcome)
         objects = self._batch.take_objects() if has_rows else None
         extra = b""
         if objects or outcome.failures or outcome[0]:
             extra = self._pickled(verb, outcome, objects)
         if has_rows and not self._shared:
-            self._channel.send(verb, _LENGTH.pack(len(extra)), extra, *self._batch.pack_results(0, self._batch.num_rows))
-        elif extra:
-            self._channel.send(verb, _LENGTH.pack(len(extra)), extra)
-        else:
-            self._channel.send(verb)
+            return (_LENGTH.pack(len(extra)), extra, *self._batch.pack_results(0, self._batch.num_rows))
+        return (_LENGTH.pack(len(extra)), extra) if extra else ()
 
     def _pickled(self, verb: Verb, outcome: Outcome | CallOutcome, objects: list[dict[int, Any]] | None) -> bytes:
         packed = [failure.pack() for failure in outcome.failures]
@@ -252,15 +278,23 @@ class _Session:
         return kept, packed, objects
 
 
+_STEP = int(Verb.STEP)
 _ACTION_BYTES = b"\0"
 _ACTION_LIST = b"\1"
 
 
-def encode_actions(actions: Sequence[Any] | None, rows: Sequence[memoryview] | None) -> Sequence[bytes | memoryview]:
-    """The payload of a STEP: nothing where the actions lie in shared rows."""
-    if actions is not None:
-        return (_ACTION_LIST, serialise.dumps(actions))
-    return (_ACTION_BYTES, *rows) if rows is not None else ()
+def encode_request(payload: tuple[Any, ...] | None, batch: Batch | None, envs: range) -> Sequence[bytes | memoryview]:
+    """The payload of a request, in parts. The actions of a step are taken from ``batch``, unless they lie in shared rows."""
+    if isinstance(payload, StepPayload):
+        if payload.actions is not None:
+            return (_ACTION_LIST, serialise.dumps(payload.actions))
+        return encode_rows(batch.pack_actions(envs.start, envs.stop)) if batch is not None else ()
+    return () if payload is None else (serialise.dumps(tuple(payload)),)
+
+
+def encode_rows(rows: Sequence[memoryview]) -> Sequence[bytes | memoryview]:
+    """The payload of a STEP with the actions of the worker's rows."""
+    return (_ACTION_BYTES, *rows)
 
 
 def decode_reply(verb: int, data: memoryview | None, batch: Batch | None, envs: range, shared: bool) -> Any:
@@ -271,11 +305,18 @@ def decode_reply(verb: int, data: memoryview | None, batch: Batch | None, envs: 
         description = serialise.loads(data)
         return description.unpack() if isinstance(description, PackedFailure) else description
     (length,) = _LENGTH.unpack_from(data)
-    extra, rows = data[_LENGTH.size : _LENGTH.size + length], data[_LENGTH.size + length :]
-    if len(rows):
+    rows = data[_LENGTH.size + length :]
+    return decode_parts(verb, data[_LENGTH.size : _LENGTH.size + length], [rows] if len(rows) else (), batch, envs, shared)
+
+
+def decode_parts(
+    verb: int, extra: memoryview, rows: Sequence[memoryview], batch: Batch | None, envs: range, shared: bool
+) -> Any:
+    """The same, for a reply of which the parts are still apart."""
+    if rows:
         assert batch is not None
         batch.unpack_results(envs.start, envs.stop, rows)
-    if not length:
+    if not len(extra):
         return _NOTHING[verb]
     kept, packed, objects = serialise.loads(extra)
     if objects:

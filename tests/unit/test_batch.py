@@ -334,7 +334,7 @@ def test_packed_results_arrive_in_their_rows(name: str) -> None:
     whole.take_objects()
     fill(own, 2)
     before = copy.deepcopy((contents(whole, 0, 1), contents(whole, 3, 5)))
-    whole.unpack_results(1, 3, joined(own.pack_results(0, 2)))
+    whole.unpack_results(1, 3, [joined(own.pack_results(0, 2))])
     objects = own.take_objects()
     if objects is not None:
         whole.put_objects(objects, 1)

@@ -1,0 +1,598 @@
+"""Sub-envs in Ray actors: what runs inside the actor, and the worker that drives it from the caller.
+
+::
+
+    caller                                                  actor
+      │ create ─────────────────────────────────────────────▶ placed somewhere
+      │ place() ────────────────────────────────────────────▶
+      │ ◀──────────────────────────────────────────────────── its node, pid
+      │ open() ─────────────────────────────────────────────▶ builds its sub-envs; on the caller's node, connects
+      │ ◀──────────────────────────────────────────────────── spaces, metadata, or why it failed
+      │
+      │ on the caller's node:  serve() ─────────────────────▶ from here on the local engine's own worker loop
+      │                        a byte each way on a Unix socket, rows in shared memory
+      │ on another:            ask() ───────────────────────▶ one actor call for each request; one object comes back
+                                                              with all rows of the actor's sub-envs
+
+Importing this module imports Ray.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import os
+import random
+import signal
+import socket
+import time
+from collections import deque
+from collections.abc import Callable, Sequence
+from concurrent.futures import Future
+from typing import Any, NamedTuple
+
+import numpy as np
+import ray
+from gymnasium.vector import AutoresetMode
+from ray.exceptions import RayTaskError, RuntimeEnvSetupError
+
+from rayvec import serialise
+from rayvec.batch import Batch
+from rayvec.cluster import ActorResources, describe_cluster
+from rayvec.errors import PlacementError, TransportError
+from rayvec.failures import Failure, PackedFailure
+from rayvec.local.channel import CallerChannel, WorkerChannel
+from rayvec.local.line import ChannelLine, attach_payload
+from rayvec.local.meeting import Invitation, MeetingPoint, accept_invitation, can_meet
+from rayvec.local.memory import SharedBlock
+from rayvec.local.process import CarriedEnvFns, wait_readable
+from rayvec.local.seeding import WorkerSeeds
+from rayvec.local.serve import Session, converse, decode_parts, encode_request, encode_rows, follow_caller, undecodable_reply
+from rayvec.protocol import StepPayload, Verb
+from rayvec.sub_envs import EnvFn, SubEnvs
+from rayvec.worker import BareLine, Reply, Worker
+
+__all__ = ["ActorPlan", "ActorWorker", "EnvActor", "StoredActions"]
+
+_LARGE = 100 * 1024
+"""Bytes from which on Ray keeps a value in the object store; the actions of all sub-envs go there once if they are more."""
+_CAUSE_GRACE = 0.6
+"""Seconds to wait for Ray to say why an actor has died."""
+_END_GRACE = 5.0
+"""Seconds to wait for an actor's end once it was killed."""
+
+
+# --- in the actor -------------------------------------------------------------------------------------------
+
+
+class Place(NamedTuple):
+    """Where an actor is."""
+
+    node_id: str
+    pid: int
+
+
+class Opened(NamedTuple):
+    """How an actor has begun.
+
+    Attributes:
+        description: of its sub-envs, or the failure of their construction, pickled.
+        is_connected: it has connected to the caller's meeting point.
+        obstacle: what kept it from connecting, if it tried.
+    """
+
+    description: bytes
+    is_connected: bool
+    obstacle: str
+
+
+class ActorPlan(NamedTuple):
+    """What an actor is told.
+
+    Attributes:
+        first: the index of its first sub-env.
+        autoreset_mode: the vector env's.
+        seed: for its global random generators.
+        invitation: to the caller, for an actor on the caller's node.
+    """
+
+    first: int
+    autoreset_mode: AutoresetMode
+    seed: int
+    invitation: Invitation | None
+
+
+class ActorEnvFns:
+    """The env_fns of one actor on their way into it.
+
+    Args:
+        env_fns: the functions.
+        first: the index of the first one.
+
+    Raises:
+        TypeError: one of them cannot be pickled.
+    """
+
+    def __init__(self, env_fns: Sequence[EnvFn], first: int) -> None:
+        self._carried = CarriedEnvFns(env_fns, first, inherited=False)
+        self._envs = range(first, first + len(env_fns))
+
+    def __call__(self) -> Sequence[EnvFn]:
+        """Raises ModuleNotFoundError where what they are made of is not there."""
+        try:
+            return self._carried()
+        except ImportError as error:
+            name = f"the module {error.name!r}" if error.name else "a module"
+            raise ModuleNotFoundError(
+                f"{error}: the env_fns of sub-envs {list(self._envs)} need {name}, which is not there on node "
+                f"{_node_id()}, where their actor is. Install it on every node, or send it along: "
+                "runtime_env={'pip': [...]}, {'py_modules': [...]} or {'working_dir': ...}.",
+                name=error.name,
+            ) from error
+
+
+def _node_id() -> str:
+    node_id: str = ray.get_runtime_context().get_node_id()
+    return node_id
+
+
+class EnvActor:
+    """Holds some sub-envs of a vector env."""
+
+    def __init__(self) -> None:
+        self._built: SubEnvs | Failure
+        self._session: Session
+        self._channel: WorkerChannel
+
+    def place(self) -> Place:
+        """Says where it is."""
+        return Place(_node_id(), os.getpid())
+
+    def open(self, env_fns: ActorEnvFns, plan: ActorPlan) -> Opened:
+        """Builds the sub-envs, and connects to the caller if that is on the same node."""
+        random.seed(plan.seed)
+        np.random.seed(plan.seed % 2**32)
+        built = SubEnvs.build(env_fns, plan.first, plan.autoreset_mode)
+        if isinstance(built, Failure):
+            return Opened(serialise.dumps(built.pack()), False, "")
+        self._built = built
+        self._session = Session(built)
+        is_connected, obstacle = False, ""
+        if plan.invitation is not None:
+            is_connected, obstacle = self._connect(plan.invitation)
+        return Opened(serialise.dumps(built.describe()), is_connected, obstacle)
+
+    def _connect(self, invitation: Invitation) -> tuple[bool, str]:
+        if _node_id() != invitation.node_id:
+            return False, f"it is on node {_node_id()}, not on the caller's, {invitation.node_id}"
+        try:
+            sock = accept_invitation(invitation)
+        except OSError as error:
+            return False, f"the caller's socket cannot be reached: {error}"
+        self._channel = WorkerChannel(sock)
+        follow_caller(_peer_of(sock), self._channel)
+        return True, ""
+
+    def serve(self) -> None:
+        """Answers requests over the connection until told to close, or until the caller is gone; then ends the actor."""
+        assert isinstance(self._built, SubEnvs)
+        try:
+            converse(self._channel, self._built)
+        except EOFError:
+            pass
+        finally:
+            self._built.close()
+            self._channel.close()
+        ray.actor.exit_actor()
+
+    def ask(self, code: int, data: bytes) -> list[Any]:
+        """Answers one request; large arrays of the reply stay arrays, so that they are read without a copy."""
+        parts = self._session.answer(code, memoryview(data) if data else None)
+        # Without the first part, a length.
+        return [bytes(parts[1]), *(np.frombuffer(part, np.uint8) for part in parts[2:])] if parts else []
+
+    def step(self, actions: Sequence[Any], start: int, stop: int) -> list[Any]:
+        """Steps with rows ``start`` to ``stop`` of actions out of the object store."""
+        rows = [np.ascontiguousarray(array[start:stop]).reshape(-1).view(np.uint8).data for array in actions]
+        return self.ask(Verb.STEP, b"".join(encode_rows(rows)))
+
+
+def _peer_of(sock: socket.socket) -> int:
+    """The process id of the one at the other end, as this process sees it; its own parent's where that is not known."""
+    if not hasattr(socket, "SO_PEERCRED"):
+        return os.getppid()
+    credentials = sock.getsockopt(socket.SOL_SOCKET, socket.SO_PEERCRED, 12)
+    return int.from_bytes(credentials[:4], "little") or os.getppid()
+
+
+# --- in the caller ------------------------------------------------------------------------------------------
+
+
+class _Bell:
+    """Makes a descriptor readable from another thread, as often as it is rung."""
+
+    def __init__(self) -> None:
+        self._near, self._far = socket.socketpair()
+        self._near.setblocking(False)
+        self._far.setblocking(False)
+
+    def ring(self, *_: Any) -> None:
+        # Full: it rings already. Closed: nobody listens any more.
+        with contextlib.suppress(OSError):
+            self._far.send(b"\0")
+
+    def hush(self) -> None:
+        with contextlib.suppress(OSError):
+            self._near.recv(65536)
+
+    def fileno(self) -> int:
+        return self._near.fileno()
+
+    def close(self) -> None:
+        self._far.close()
+        self._near.close()
+
+
+def _called(method: Any, bell: _Bell, *args: Any) -> Future[Any]:
+    """Calls a method of an actor; rings ``bell`` when it has answered, or never will."""
+    future: Future[Any] = method.remote(*args).future()
+    future.add_done_callback(bell.ring)
+    return future
+
+
+class StoredActions:
+    """The actions of the present step in the object store, put there once for all actors."""
+
+    def __init__(self) -> None:
+        self._version = -1
+        self._reference: Any = None
+
+    def reference(self, batch: Batch) -> Any:
+        """A reference to all rows of the actions; None where they are too few to be worth it."""
+        if batch.num_action_bytes < _LARGE:
+            return None
+        if batch.actions_version != self._version:
+            self._reference = ray.put([np.array(array) for array in batch.action_arrays()])
+            self._version = batch.actions_version
+        return self._reference
+
+
+class _StoreLine:
+    """Requests and replies as actor calls: what :class:`ChannelLine` is for an actor on another node."""
+
+    is_flushed = True
+
+    def __init__(self, handle: Any, envs: range, bell: _Bell, ended: _Bell, stored: StoredActions) -> None:
+        self._handle = handle
+        self._envs = envs
+        self._bell = bell
+        self._ended = ended
+        self._stored = stored
+        self._batch: Batch | None = None
+        self._asked: deque[tuple[Verb, Future[Any]]] = deque()
+        self.cause: BaseException | None = None
+
+    def attach(self, batch: Batch, block: SharedBlock | None, is_anew: bool) -> None:
+        self._batch = batch
+        self.post(Verb.ATTACH, (attach_payload(batch, self._envs, None, is_anew),))
+
+    def prepare(self, verb: Verb, payload: tuple[Any, ...] | None) -> Any:
+        if isinstance(payload, StepPayload) and payload.actions is None and self._batch is not None:
+            reference = self._stored.reference(self._batch)
+            if reference is not None:
+                return reference
+        return encode_request(payload, self._batch, self._envs)
+
+    def post(self, verb: Verb, prepared: Any) -> bool:
+        if isinstance(prepared, ray.ObjectRef):
+            future = _called(self._handle.step, self._bell, prepared, self._envs.start, self._envs.stop)
+        else:
+            future = _called(self._handle.ask, self._bell, int(verb), b"".join(prepared))
+        self._asked.append((verb, future))
+        if verb is Verb.CLOSE:
+            # Behind it, so that its failure tells of the actor's end.
+            _called(self._handle.__ray_terminate__, self._ended)
+        return True
+
+    def poll(self, owed: deque[Verb]) -> Reply | None:
+        self._bell.hush()
+        while self._asked and self._asked[0][1].done():
+            verb, future = self._asked[0]
+            reply = None
+            while owed and owed[0] != verb and verb in owed:
+                # Ctrl-C kept these from being sent.
+                owed.popleft()
+            if owed and owed[0] == verb:
+                reply = self._decoded(verb, future)
+            self._asked.popleft()
+            if reply is not None:
+                return reply
+        return None
+
+    def _decoded(self, verb: Verb, future: Future[Any]) -> Reply:
+        error = future.exception()
+        if isinstance(error, RayTaskError):
+            return undecodable_reply(verb, self._envs, error)
+        if error is not None:
+            self.cause = error
+            raise EOFError
+        try:
+            extra, *rows = future.result() or (b"",)
+            return decode_parts(verb, memoryview(extra), [memoryview(row) for row in rows], self._batch, self._envs, False)
+        except Exception as problem:
+            return undecodable_reply(verb, self._envs, problem)
+
+    def bare_line(self) -> None:
+        return None
+
+    def fileno(self) -> int:
+        return self._bell.fileno()
+
+    def close(self) -> None:
+        self._asked.clear()
+        self._batch = None
+
+
+class ActorWorker(Worker):
+    """A Ray actor for some sub-envs.
+
+    Args:
+        env_fns: how to build them.
+        first: the index of the first one.
+        autoreset_mode: the vector env's.
+        resources: what the actor asks the cluster for.
+        transport: ``"auto"``, ``"shared_memory"`` or ``"object_store"``.
+        placement_timeout: seconds that Ray has to place it; None: no bound.
+        caller_node: the id of the node that the caller is on.
+        seeds: where its seed comes from.
+        stored: the actions of all workers in the object store.
+    """
+
+    def __init__(
+        self,
+        env_fns: Sequence[EnvFn],
+        first: int,
+        autoreset_mode: AutoresetMode,
+        *,
+        resources: ActorResources,
+        transport: str,
+        placement_timeout: float | None,
+        caller_node: str,
+        seeds: WorkerSeeds,
+        stored: StoredActions,
+    ) -> None:
+        super().__init__(range(first, first + len(env_fns)))
+        self._env_fns = ActorEnvFns(env_fns, first)
+        self._autoreset_mode = autoreset_mode
+        self._resources = resources
+        self._transport = transport
+        self._placement_timeout = placement_timeout
+        self._caller_node = caller_node
+        self._seeds = seeds
+        self._stored = stored
+        self._num_starts = 0
+        self._handle: Any = None
+        self._place: Place | None = None
+        self._cause: BaseException | None = None
+        self._pidfd = -1
+        self._meeting: MeetingPoint | None = None
+        self._line: ChannelLine | _StoreLine | None = None
+        self._backlog: list[Callable[[ChannelLine | _StoreLine], Any]] = []
+
+    def start(self) -> None:
+        self.kill()
+        self.release()
+        # One value for each connection: callbacks of an earlier one must not ring a later one's.
+        self._bell, self._ended = _Bell(), _Bell()
+        self._cause = self._place = None
+        invitation = None
+        if self._transport != "object_store" and can_meet():
+            self._meeting = MeetingPoint(self._caller_node)
+            invitation = self._meeting.invitation
+        plan = ActorPlan(self.envs.start, self._autoreset_mode, self._seeds.seed(self.envs.start, self._num_starts), invitation)
+        self._num_starts += 1
+        near = self._caller_node if self._transport == "shared_memory" else None
+        options = self._resources.as_options(near)
+        self._handle = ray.remote(EnvActor).options(max_restarts=0, max_task_retries=0, **options).remote()
+        self._placing = _called(self._handle.place, self._bell)
+        self._opening = _called(self._handle.open, self._bell, self._env_fns, plan)
+        self.patience = None
+        if self._placement_timeout is not None:
+            self.patience = time.monotonic() + self._placement_timeout
+        self.lost = False
+        self.owed.append(Verb.START)
+
+    def _opened(self) -> Reply | None:
+        """The reply to START, once the actor is placed and has built its sub-envs; opens the line to it."""
+        self._bell.hush()
+        if self._placing.done():
+            self.patience = None
+            if self._place is None and self._placing.exception() is None:
+                self._place = self._placing.result()
+        elif self.patience is not None and time.monotonic() >= self.patience:
+            self.kill()
+            return self._refused(PlacementError(self._unplaced()))
+        if not self._opening.done():
+            return None
+        error = self._opening.exception()
+        if error is not None:
+            if self._place is None or isinstance(error, RuntimeEnvSetupError | RayTaskError):
+                self.kill()
+                return self._refused(error)
+            self._cause = error
+            raise EOFError
+        opened: Opened = self._opening.result()
+        description = serialise.loads(opened.description)
+        if isinstance(description, PackedFailure):
+            return description.unpack()
+        if not opened.is_connected and self._transport == "shared_memory":
+            self.kill()
+            why = opened.obstacle or "this platform has no Unix sockets that carry descriptors"
+            return self._refused(
+                TransportError(
+                    f"transport='shared_memory', but the actor of sub-envs {list(self.envs)} cannot share the caller's "
+                    f"memory: {why}. Use transport='auto'."
+                )
+            )
+        self._connect(opened)
+        return description
+
+    def _connect(self, opened: Opened) -> None:
+        assert self._place is not None
+        connection = None
+        if self._meeting is not None:
+            connection = self._meeting.accept() if opened.is_connected else None
+            self._meeting.close()
+            self._meeting = None
+        if connection is not None:
+            with contextlib.suppress(AttributeError, OSError):
+                self._pidfd = os.pidfd_open(self._place.pid)
+            self._serving = _called(self._handle.serve, self._ended)
+            self._line = ChannelLine(CallerChannel(connection), self.envs)
+        else:
+            self._line = _StoreLine(self._handle, self.envs, self._bell, self._ended, self._stored)
+        backlog, self._backlog = self._backlog, []
+        for send in backlog:
+            send(self._line)
+
+    def _refused(self, error: BaseException) -> Failure:
+        return Failure(self.envs.start, "the start of its actor", error, str(error))
+
+    def _unplaced(self) -> str:
+        return (
+            f"the actor of sub-envs {list(self.envs)} was not placed within placement_timeout={self._placement_timeout} s. "
+            f"Each actor asks for {self._resources}; {describe_cluster()}. Ask for less, let fewer actors share the "
+            "sub-envs (num_actors), add nodes, or wait longer (placement_timeout)."
+        )
+
+    def attach(self, batch: Batch, block: SharedBlock | None) -> None:
+        self.owed.append(Verb.ATTACH)
+        is_anew = self._num_starts > 1
+        if self._line is None:
+            self._backlog.append(lambda line: line.attach(batch, block, is_anew))
+        else:
+            self._line.attach(batch, block, is_anew)
+
+    def prepare(self, verb: Verb, payload: tuple[Any, ...] | None) -> Any:
+        # Before it is placed it is told of no step, and everything else is the same on every line.
+        return self._line.prepare(verb, payload) if self._line is not None else encode_request(payload, None, self.envs)
+
+    def send(self, verb: Verb, prepared: Any) -> bool:
+        self.owed.append(verb)
+        if self._line is not None:
+            return self._line.post(verb, prepared)
+        self._backlog.append(lambda line: line.post(verb, prepared))
+        return True
+
+    def bare_line(self) -> BareLine | None:
+        return self._line.bare_line() if self._line is not None else None
+
+    def poll(self) -> Reply | None:
+        if self._handle is None:
+            raise EOFError
+        return self._line.poll(self.owed) if self._line is not None else self._opened()
+
+    def is_flushed(self) -> bool:
+        return self._line is None or self._line.is_flushed
+
+    def descriptors(self) -> Sequence[int]:
+        if self._handle is None:
+            return ()
+        if self._line is None:
+            return (self._bell.fileno(),)
+        return (self._line.fileno(), self._end())
+
+    def exit_descriptor(self) -> int | None:
+        return self._end() if self._handle is not None and self._line is not None else None
+
+    def _end(self) -> int:
+        return self._pidfd if self._pidfd >= 0 else self._ended.fileno()
+
+    def is_alive(self) -> bool:
+        if self._handle is None or self._cause is not None:
+            return False
+        return self._line is None or not wait_readable(self._end(), 0.0)
+
+    def terminate(self) -> None:
+        if self._pidfd >= 0:
+            with contextlib.suppress(OSError):
+                signal.pidfd_send_signal(self._pidfd, signal.SIGTERM)
+        else:
+            self.kill()
+
+    def kill(self) -> None:
+        if self._handle is None:
+            return
+        if self._pidfd >= 0:
+            with contextlib.suppress(OSError):
+                signal.pidfd_send_signal(self._pidfd, signal.SIGKILL)
+        if ray.is_initialized():
+            with contextlib.suppress(Exception):
+                ray.kill(self._handle, no_restart=True)
+                if self._line is None or self._pidfd < 0:
+                    _called(self._handle.place, self._ended)
+
+    def release(self) -> None:
+        if self._handle is not None:
+            if self._pidfd >= 0 or (ray.is_initialized() and self._place is not None):
+                wait_readable(self._end(), _END_GRACE)
+            self._handle = None
+            for kept in (self._meeting, self._line, self._bell, self._ended):
+                if kept is not None:
+                    kept.close()
+            self._meeting = self._line = None
+            if self._pidfd >= 0:
+                os.close(self._pidfd)
+                self._pidfd = -1
+            self._backlog.clear()
+        self.owed.clear()
+
+    def describe(self) -> str:
+        if self._handle is None:
+            return "an actor that has ended"
+        told = f"actor {self.actor_id}"
+        if self._place is not None:
+            told += f", pid {self._place.pid} on node {self._place.node_id}"
+        if self.lost:
+            told += f", ended: {self._why()}"
+        return told
+
+    def _why(self) -> str:
+        """What Ray says of its end, in a line."""
+        cause = self._cause
+        if isinstance(self._line, _StoreLine):
+            cause = cause or self._line.cause
+        elif self._line is not None:
+            with contextlib.suppress(Exception):
+                cause = self._serving.exception(_CAUSE_GRACE)
+        if cause is None:
+            return "nobody knows why yet"
+        # Ray tells what it is first, and who it was; the reason follows.
+        reason = str(cause).rpartition("The actor is dead because")[2].strip()
+        return " ".join(reason.split())[:300]
+
+    def start_hint(self) -> str:
+        return "An env_fn may have ended its process, or its node is gone."
+
+    @property
+    def pid(self) -> int | None:
+        return self._place.pid if self._place is not None else None
+
+    @property
+    def actor_id(self) -> str | None:
+        return self._handle._actor_id.hex() if self._handle is not None else None
+
+    @property
+    def node_id(self) -> str | None:
+        return self._place.node_id if self._place is not None else None
+
+    @property
+    def handle(self) -> Any:
+        """The actor's handle; None when it has ended."""
+        return self._handle
+
+    @property
+    def transport(self) -> str | None:
+        """How it is talked to: ``"shared_memory"`` or ``"object_store"``; None before it is known."""
+        if self._line is None:
+            return None
+        return "shared_memory" if isinstance(self._line, ChannelLine) else "object_store"

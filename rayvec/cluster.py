@@ -1,0 +1,158 @@
+"""The Ray cluster that actors are placed on: joining it, starting a small one where there is none, what it has.
+
+Importing this module imports Ray.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import logging
+import os
+import threading
+from collections.abc import Mapping
+from typing import Any, NamedTuple
+
+import ray
+from ray.util.placement_group import PlacementGroup
+from ray.util.scheduling_strategies import NodeAffinitySchedulingStrategy, PlacementGroupSchedulingStrategy
+
+__all__ = ["ActorResources", "ClusterUse", "caller_node", "describe_cluster"]
+
+_NAMED_STRATEGIES = ("DEFAULT", "SPREAD")
+
+
+class ActorResources(NamedTuple):
+    """What each actor asks the cluster for, in Ray's terms.
+
+    Attributes:
+        num_cpus: logical CPUs; None: none.
+        num_gpus: GPUs; None: none.
+        resources: custom resources.
+        runtime_env: what its process needs to have.
+        scheduling_strategy: where it may be placed.
+    """
+
+    num_cpus: float | None = None
+    num_gpus: float | None = None
+    resources: Mapping[str, float] | None = None
+    runtime_env: Mapping[str, Any] | None = None
+    scheduling_strategy: Any = None
+
+    def check(self) -> None:
+        """Raises TypeError or ValueError where one of them cannot be."""
+        for name in ("num_cpus", "num_gpus"):
+            _check_amount(name, getattr(self, name))
+        if self.resources is not None:
+            if not isinstance(self.resources, Mapping):
+                raise TypeError(f"resources: expected a dict of names and amounts, got {self.resources!r}")
+            for name, amount in self.resources.items():
+                if name in ("CPU", "GPU"):
+                    raise ValueError(f"resources: {name} is asked for with num_{name.lower()}s")
+                _check_amount(f"resources[{name!r}]", amount)
+        if self.runtime_env is not None and not isinstance(self.runtime_env, Mapping):
+            raise TypeError(f"runtime_env: expected a dict as Ray defines it, got {self.runtime_env!r}")
+        strategy = self.scheduling_strategy
+        if isinstance(strategy, str) and strategy not in _NAMED_STRATEGIES:
+            raise ValueError(
+                f"scheduling_strategy: expected one of {_NAMED_STRATEGIES}, a placement group or one of Ray's scheduling "
+                f"strategies, got {strategy!r}"
+            )
+
+    def as_options(self, node_id: str | None) -> dict[str, Any]:
+        """Options of a Ray actor; where no strategy is given, one on ``node_id`` if that is not None."""
+        strategy = self.scheduling_strategy
+        if isinstance(strategy, PlacementGroup):
+            strategy = PlacementGroupSchedulingStrategy(strategy)
+        if strategy is None and node_id is not None:
+            strategy = NodeAffinitySchedulingStrategy(node_id, soft=False)
+        options = {
+            "num_cpus": self.num_cpus or 0,
+            "num_gpus": self.num_gpus,
+            "resources": dict(self.resources) if self.resources else None,
+            "runtime_env": dict(self.runtime_env) if self.runtime_env else None,
+            "scheduling_strategy": strategy,
+        }
+        return {name: value for name, value in options.items() if value is not None}
+
+    def __str__(self) -> str:
+        asked = {"num_cpus": self.num_cpus, "num_gpus": self.num_gpus, "resources": self.resources}
+        told = [f"{name}={value!r}" for name, value in asked.items() if value]
+        if self.scheduling_strategy is not None:
+            told.append(f"scheduling_strategy={self.scheduling_strategy!r}")
+        return ", ".join(told) or "no resources"
+
+
+def _check_amount(name: str, amount: Any) -> None:
+    if amount is None:
+        return
+    if isinstance(amount, bool) or not isinstance(amount, int | float):
+        raise TypeError(f"{name}: expected None or a number, got {amount!r}")
+    if not 0 <= amount < float("inf"):
+        raise ValueError(f"{name}: expected 0 or more, got {amount!r}")
+
+
+class ClusterUse:
+    """Somebody's use of Ray, which has to run meanwhile.
+
+    Where this process has not joined a cluster it joins the one that ``RAY_ADDRESS`` names or that runs on this machine.
+    Where there is none it starts a small one, quietly, which ends with its last use. Any other cluster is left running,
+    and this process stays joined to it.
+    """
+
+    _lock = threading.RLock()
+    _num_uses = 0
+    _is_ours = False
+
+    def __init__(self) -> None:
+        self._is_released = False
+        with self._lock:
+            if not ray.is_initialized():
+                ClusterUse._num_uses = 0
+                ClusterUse._is_ours = _join_or_start()
+            ClusterUse._num_uses += 1
+
+    def release(self) -> None:
+        """Ends it; harmless when done before."""
+        with self._lock:
+            if self._is_released:
+                return
+            self._is_released = True
+            ClusterUse._num_uses -= 1
+            if ClusterUse._is_ours and ClusterUse._num_uses == 0:
+                ClusterUse._is_ours = False
+                ray.shutdown()
+
+
+def _join_or_start() -> bool:
+    """Returns whether it had to be started."""
+    try:
+        ray.init(address=os.environ.get("RAY_ADDRESS") or "auto", logging_level=logging.ERROR)
+        return False
+    except ConnectionError:
+        if os.environ.get("RAY_ADDRESS"):
+            raise
+    ray.init(address="local", include_dashboard=False, log_to_driver=False, logging_level=logging.ERROR)
+    return True
+
+
+def caller_node() -> str:
+    """The id of the node that this process is on."""
+    node_id: str = ray.get_runtime_context().get_node_id()
+    return node_id
+
+
+def describe_cluster() -> str:
+    """What the cluster has in all, what of it is free, and on how many nodes; for messages."""
+    with contextlib.suppress(Exception):
+        nodes = [node for node in ray.nodes() if node["Alive"]]
+        return (
+            f"the cluster has {_shown(ray.cluster_resources())} in all, of which {_shown(ray.available_resources())} are "
+            f"free, on {len(nodes)} node{'s' * (len(nodes) != 1)}"
+        )
+    return "what the cluster has cannot be learned"
+
+
+def _shown(resources: Mapping[str, float]) -> str:
+    hidden = ("node:", "memory", "object_store_memory")
+    kept = {name: amount for name, amount in resources.items() if not name.startswith(hidden)}
+    return ", ".join(f"{amount:g} {name}" for name, amount in sorted(kept.items())) or "nothing"
