@@ -17,7 +17,7 @@ import statistics
 import subprocess
 import sys
 import time
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from contextlib import ExitStack, closing
 from dataclasses import asdict, dataclass
 from functools import partial
@@ -37,6 +37,7 @@ import rayvec
 Env: TypeAlias = gymnasium.Env[Any, Any]
 EnvFn: TypeAlias = Callable[[], Env]
 AnyVectorEnv: TypeAlias = gymnasium.vector.VectorEnv[Any, Any, Any]
+Step: TypeAlias = Callable[[NDArray[np.int64]], Any]
 
 SYNC, ASYNC = "Gymnasium sync", "Gymnasium async"
 BARE = "bare loop"
@@ -157,39 +158,66 @@ def measure(scenario: Scenario, rounds: int, seconds: float, tick: Callable[[], 
     env_fns = [scenario.env_fn] * scenario.num_envs
     table = np.random.default_rng(0).integers(2, size=(997, scenario.num_envs))
     with ExitStack() as stack:
-        steps: dict[str, Callable[[NDArray[np.int64]], Any]] = {}
+        steps: dict[str, Step] = {}
         for name, engine in ENGINES.items():
             envs = stack.enter_context(closing(engine(env_fns)))
             envs.reset(seed=0)
             steps[name] = envs.step
         steps[BARE] = stack.enter_context(closing(BareLoop(env_fns))).step
 
-        turns = {name: itertools.cycle(table) for name in steps}
-        for name, step in steps.items():  # the first steps of all are slower
-            rate(step, turns[name], scenario.num_envs, seconds / 4)
-        rates: dict[str, list[float]] = {name: [] for name in steps}
-        for number in range(rounds):
-            # There and back, so that none always comes behind the same other.
-            for name in list(steps) if number % 2 == 0 else reversed(steps):
-                rates[name].append(rate(steps[name], turns[name], scenario.num_envs, seconds))
-            tick()
+        turns = {name: Turn(step, table) for name, step in steps.items()}
+        return take_turns(turns, rounds, seconds, tick)
+
+
+class Turn:
+    """One engine's part in a round.
+
+    Args:
+        step: its step.
+        table: of actions, a row for each step; begun anew at its end.
+    """
+
+    def __init__(self, step: Step, table: NDArray[np.int64]) -> None:
+        self._step = step
+        self._num_envs: int = table.shape[1]
+        self._actions = itertools.cycle(table)
+
+    def rate(self, seconds: float) -> float:
+        """Env steps a second over at least ``seconds``."""
+        clock = time.perf_counter
+        step, actions = self._step, self._actions
+        count = 0
+        started = clock()
+        deadline = started + seconds
+        while True:
+            step(next(actions))
+            count += 1
+            now = clock()
+            if now >= deadline:
+                return count * self._num_envs / (now - started)
+
+
+def take_turns(turns: Mapping[str, Turn], rounds: int, seconds: float, tick: Callable[[], None]) -> dict[str, list[float]]:
+    """Env steps a second of each, for each round."""
+    for turn in turns.values():  # the first steps of all are slower
+        turn.rate(seconds / 4)
+    rates: dict[str, list[float]] = {name: [] for name in turns}
+    for number in range(rounds):
+        # There and back, so that none always comes behind the same other.
+        for name in list(turns) if number % 2 == 0 else reversed(list(turns)):
+            rates[name].append(turns[name].rate(seconds))
+        tick()
     return rates
 
 
-def rate(
-    step: Callable[[NDArray[np.int64]], Any], actions: Iterator[NDArray[np.int64]], num_envs: int, seconds: float
-) -> float:
-    """Env steps a second over at least ``seconds``."""
-    clock = time.perf_counter
-    count = 0
-    started = clock()
-    deadline = started + seconds
-    while True:
-        step(next(actions))
-        count += 1
-        now = clock()
-        if now >= deadline:
-            return count * num_envs / (now - started)
+def spread_of(rates: Sequence[float]) -> float:
+    """From the lowest to the highest, as a share of the median."""
+    return (max(rates) - min(rates)) / statistics.median(rates)
+
+
+def ratio_of(rates: Sequence[float], base: Sequence[float]) -> float:
+    """The median of the rounds' ratios."""
+    return statistics.median(a / b for a, b in zip(rates, base, strict=True))
 
 
 def summarise(rates: dict[str, list[float]], cores: int) -> list[Row]:
@@ -198,17 +226,16 @@ def summarise(rates: dict[str, list[float]], cores: int) -> list[Row]:
     baselines = [rates[SYNC], rates[ASYNC], *ideal.values()]
     rows = []
     for name, own in {**{name: rates[name] for name in ENGINES}, **ideal}.items():
-        middle = statistics.median(own)
-        ratios = [statistics.median(a / b for a, b in zip(own, base, strict=True)) for base in baselines]
-        rows.append(Row(name, own, middle, (max(own) - min(own)) / middle, *ratios))
+        ratios = [ratio_of(own, base) for base in baselines]
+        rows.append(Row(name, own, statistics.median(own), spread_of(own), *ratios))
     return rows
 
 
 # --- telling ------------------------------------------------------------------------------------------------
 
 
-def circumstances(argv: Sequence[str]) -> dict[str, str | int]:
-    """What a reader needs to know to compare numbers, and to get them again."""
+def circumstances(script: str, argv: Sequence[str]) -> dict[str, str | int]:
+    """What a reader needs to know to compare numbers, and to get them again by calling ``script`` with ``argv``."""
     return {
         "cores": usable_cores(),
         "system": f"{platform.system()} {platform.machine()}",
@@ -217,7 +244,7 @@ def circumstances(argv: Sequence[str]) -> dict[str, str | int]:
         "gymnasium": gymnasium.__version__,
         "rayvec": rayvec.__version__,
         "commit": commit(),
-        "command": shlex.join(["python", "benchmarks/compare_engines.py", *argv]),
+        "command": shlex.join(["python", f"benchmarks/{script}", *argv]),
     }
 
 
@@ -238,6 +265,18 @@ def commit() -> str:
 
 def _git(*arguments: str, at: Path) -> str:
     return subprocess.run(["git", *arguments], cwd=at, capture_output=True, text=True, check=True).stdout.strip()
+
+
+def open_console() -> Console:
+    """Standard output; 100 columns wide where it is no terminal."""
+    console = Console()
+    return console if console.is_terminal else Console(width=100)
+
+
+def tell_circumstances(console: Console, facts: Mapping[str, str | int]) -> None:
+    """Prints them in a line, without the command, which comes last of all."""
+    told = ", ".join(f"{name} {value}" for name, value in facts.items() if name != "command")
+    console.print(told, soft_wrap=True, highlight=False)
 
 
 def table_of(scenario: Scenario, rows: Sequence[Row]) -> Table:
@@ -275,8 +314,14 @@ def parse(argv: Sequence[str] | None) -> argparse.Namespace:
     add("--seconds", type=positive, metavar="S", help="that each turn takes (default: 0.2)")
     add("--quick", action="store_true", help="a few seconds in all: 8 sub-envs, 3 rounds of 0.1 s each")
     add("--json", type=Path, metavar="FILE", help="write all that was measured into this file, too")
-    options = parser.parse_args(argv)
-    for name, value in (QUICK if options.quick else USUAL).items():
+    return complete(parser, parser.parse_args(argv), QUICK, USUAL)
+
+
+def complete(
+    parser: argparse.ArgumentParser, options: argparse.Namespace, quick: Mapping[str, Any], usual: Mapping[str, Any]
+) -> argparse.Namespace:
+    """Fills in those of ``options`` that were not given, and checks the file to write."""
+    for name, value in (quick if options.quick else usual).items():
         if getattr(options, name) is None:
             setattr(options, name, value)
     if options.json is not None and not options.json.resolve().parent.is_dir():
@@ -305,12 +350,9 @@ def positive(text: str) -> float:
 def main(argv: Sequence[str] | None = None) -> int:
     """Measures, prints the tables, and writes the file that was asked for."""
     options = parse(argv)
-    console = Console()
-    if not console.is_terminal:
-        console = Console(width=100)
-    facts = circumstances(sys.argv[1:] if argv is None else argv)
-    told = ", ".join(f"{name} {value}" for name, value in facts.items() if name != "command")
-    console.print(told, soft_wrap=True, highlight=False)
+    console = open_console()
+    facts = circumstances("compare_engines.py", sys.argv[1:] if argv is None else argv)
+    tell_circumstances(console, facts)
 
     envs: dict[str, EnvFn] = {
         "CartPole-v1": partial(gymnasium.make, "CartPole-v1"),

@@ -28,6 +28,7 @@ import time
 from collections import deque
 from collections.abc import Callable, Sequence
 from concurrent.futures import Future
+from pathlib import Path
 from typing import Any, NamedTuple
 
 import numpy as np
@@ -65,10 +66,17 @@ _END_GRACE = 5.0
 
 
 class Place(NamedTuple):
-    """Where an actor is."""
+    """Where an actor is.
+
+    Attributes:
+        node_id: the Ray node.
+        pid: its process id.
+        machine: within which that means something; empty where that is not known.
+    """
 
     node_id: str
     pid: int
+    machine: str
 
 
 class Opened(NamedTuple):
@@ -135,6 +143,15 @@ def _node_id() -> str:
     return node_id
 
 
+def _machine() -> str:
+    """Names the running system and the processes that this one can see: several Ray nodes may share it."""
+    try:
+        boot = Path("/proc/sys/kernel/random/boot_id").read_text().strip()
+        return f"{boot} {os.readlink('/proc/self/ns/pid')}"  # noqa: PTH115 - no path
+    except OSError:
+        return ""
+
+
 class EnvActor:
     """Holds some sub-envs of a vector env."""
 
@@ -145,7 +162,7 @@ class EnvActor:
 
     def place(self) -> Place:
         """Says where it is."""
-        return Place(_node_id(), os.getpid())
+        return Place(_node_id(), os.getpid(), _machine())
 
     def open(self, env_fns: ActorEnvFns, plan: ActorPlan) -> Opened:
         """Builds the sub-envs, and connects to the caller if that is on the same node."""
@@ -443,9 +460,11 @@ class ActorWorker(Worker):
             connection = self._meeting.accept() if opened.is_connected else None
             self._meeting.close()
             self._meeting = None
-        if connection is not None:
+        if self._place.machine and self._place.machine == _machine():
+            # Ray does not notice the end of an actor while a process forked off it lives on; the system does.
             with contextlib.suppress(AttributeError, OSError):
                 self._pidfd = os.pidfd_open(self._place.pid)
+        if connection is not None:
             self._serving = _called(self._handle.serve, self._ended)
             self._line = ChannelLine(CallerChannel(connection), self.envs)
         else:
@@ -566,8 +585,8 @@ class ActorWorker(Worker):
                 cause = self._serving.exception(_CAUSE_GRACE)
         if cause is None:
             return "nobody knows why yet"
-        # Ray tells what it is first, and who it was; the reason follows.
-        reason = str(cause).rpartition("The actor is dead because")[2].strip()
+        # Ray tells first what has happened, and to whom; then the reason, and what is often behind it.
+        reason = str(cause).rpartition("The actor is dead because")[2].partition("Some common causes")[0]
         return " ".join(reason.split())[:300]
 
     def start_hint(self) -> str:

@@ -8,6 +8,7 @@ import time
 from collections.abc import Generator, Iterator
 
 import pytest
+from clusters import ensure_cluster, stop_cluster
 from world import World
 
 _SETTLING_SECONDS = 3.0
@@ -32,12 +33,20 @@ def pytest_runtest_makereport(item: pytest.Item) -> Generator[None, pytest.TestR
     return report
 
 
+def pytest_sessionfinish() -> None:
+    """Leaves no Ray running."""
+    stop_cluster()
+
+
 @pytest.fixture(autouse=True)
 def clean_world(request: pytest.FixtureRequest) -> Iterator[None]:
     """Fails a test that leaves a process, a descriptor, a thread, a shared block or a temporary file behind.
 
     One that has failed already holds on to what its traceback refers to, and is left alone.
     """
+    engine = getattr(request.node, "callspec", None) and request.node.callspec.params.get("engine")
+    if getattr(engine, "is_ray", False):
+        ensure_cluster()
     before = World.now()
     yield
     if request.node.stash.get(_has_failed, False):

@@ -17,6 +17,7 @@ from dataclasses import dataclass, field
 from typing import Any
 
 import pytest
+from clusters import ensure_cluster, on_two_nodes
 
 import rayvec
 
@@ -36,6 +37,7 @@ class Engine:
         num_workers: how many workers share the sub-envs; None: one for each.
         in_caller: the first worker is the calling process itself.
         start_method: how its processes are started; None: it has none.
+        is_ray: its sub-envs live in Ray actors.
     """
 
     id: str
@@ -46,9 +48,12 @@ class Engine:
     num_workers: int | None = None
     in_caller: bool = False
     start_method: str | None = "fork"
+    is_ray: bool = False
 
     def make(self, env_fns: Sequence[Callable[[], Any]], **kwargs: Any) -> Any:
         """The vector env over ``env_fns``."""
+        if self.is_ray:
+            ensure_cluster()
         return self.base(env_fns, **{**self.options, **kwargs})
 
     def shares(self, num_envs: int) -> list[list[int]]:
@@ -76,6 +81,16 @@ def _async(name: str, *, num_workers: int | None = None, in_caller: bool = False
     return Engine(name, rayvec.AsyncVectorEnv, options, num_workers=num_workers, in_caller=in_caller, start_method=start_method)
 
 
+def _ray(name: str, *, num_actors: int | None = None, base: Callable[..., Any] | None = None, **options: Any) -> Engine:
+    if num_actors is not None:
+        options["num_actors"] = num_actors
+    return Engine(name, base or _make_ray, options, num_workers=num_actors, start_method=None, is_ray=True)
+
+
+def _make_ray(env_fns: Sequence[Callable[[], Any]], **options: Any) -> Any:
+    return rayvec.RayVectorEnv(env_fns, **options)
+
+
 ENGINES = {
     engine.id: engine
     for engine in (
@@ -99,6 +114,12 @@ ENGINES = {
         _async("async-concurrency", max_concurrency=2),
         _async("async-forkserver", num_workers=2, context="forkserver"),
         _async("async-spawn", num_workers=2, context="spawn"),
+        _ray("ray"),
+        _ray("ray-actors-2", num_actors=2),
+        _ray("ray-actors-3", num_actors=3),
+        _ray("ray-shared-memory", num_actors=2, transport="shared_memory"),
+        _ray("ray-object-store", num_actors=2, transport="object_store"),
+        _ray("ray-two-nodes", num_actors=2, base=on_two_nodes),
     )
 }
 """Every configuration, by its id."""
@@ -109,10 +130,20 @@ def named(*names: str) -> list[Engine]:
     return [ENGINES[name] for name in names]
 
 
-ONE_EACH = named("sync", "async", "async-pipe", "async-pipe-workers-2", "async-workers-3", "async-caller", "async-concurrency")
+ONE_EACH = named(
+    "sync",
+    "async",
+    "async-pipe",
+    "async-pipe-workers-2",
+    "async-workers-3",
+    "async-caller",
+    "async-concurrency",
+    "ray-shared-memory",
+    "ray-object-store",
+)
 """One for each way that data and errors can travel; cheap to start."""
 
-FEW = named("sync", "async", "async-pipe-workers-2", "async-caller")
+FEW = named("sync", "async", "async-pipe-workers-2", "async-caller", "ray-shared-memory", "ray-object-store")
 """As different as they can be, where a test is slow."""
 
 START_METHODS = named("async-workers-2", "async-forkserver", "async-spawn")

@@ -5,6 +5,7 @@ from __future__ import annotations
 import os
 import re
 import select
+import sys
 import tempfile
 import threading
 import time
@@ -14,9 +15,13 @@ from multiprocessing import forkserver, resource_tracker
 from pathlib import Path
 from typing import Any, NamedTuple
 
+from clusters import living_actors
+
 __all__ = ["Process", "World", "descendants_of", "is_running", "notes_of", "wait_until", "wait_until_gone", "within"]
 
 _POLL_SECONDS = 0.005
+_RAYS_OWN = re.compile(r"ray::|/ray/|raylet|gcs_server")
+"""Processes of Ray: whether an actor among them is left over, Ray says."""
 _KEPT_BY_MULTIPROCESSING = re.compile(r"/pym-\d+-")
 """Files behind the heap of ``multiprocessing``, which it keeps for its next user (Gymnasium's shared memory is one)."""
 
@@ -119,6 +124,7 @@ class World(NamedTuple):
     descriptors: frozenset[str]
     threads: frozenset[threading.Thread]
     files: frozenset[str]
+    actors: frozenset[str]
 
     @classmethod
     def now(cls) -> World:
@@ -128,10 +134,15 @@ class World(NamedTuple):
         kept = {getattr(forkserver._forkserver, "_forkserver_alive_fd", None)}
         kept.add(getattr(resource_tracker._resource_tracker, "_fd", None))
         return cls(
-            frozenset(process._replace(state="") for process in descendants_of(os.getpid()) if process.pid not in helpers),
+            frozenset(
+                process._replace(state="")
+                for process in descendants_of(os.getpid())
+                if process.pid not in helpers and not _RAYS_OWN.search(process.command)
+            ),
             frozenset(_descriptors(kept)),
             frozenset(threading.enumerate()),
             frozenset(_files()),
+            frozenset(living_actors()),
         )
 
     def left_since(self, before: World) -> list[str]:
@@ -141,18 +152,28 @@ class World(NamedTuple):
             *(f"descriptor {descriptor}" for descriptor in self.descriptors - before.descriptors),
             *(f"thread {thread.name}" for thread in self.threads - before.threads),
             *(f"file {file}" for file in self.files - before.files),
+            *(f"actor {actor}" for actor in self.actors - before.actors),
         ]
 
 
 def _descriptors(kept: set[Any]) -> Iterator[str]:
+    with_ray = "ray" in sys.modules and sys.modules["ray"].is_initialized()
+    unix_sockets = set()
+    if with_ray:
+        lines = Path("/proc/net/unix").read_text().splitlines()[1:]
+        unix_sockets = {f"socket:[{line.split()[6]}]" for line in lines}
     for entry in Path("/proc/self/fd").iterdir():
         try:
             target = str(entry.readlink())
         except OSError:
             # The one that lists them.
             continue
-        if int(entry.name) not in kept and not _KEPT_BY_MULTIPROCESSING.search(target):
-            yield f"{entry.name} -> {target}"
+        if int(entry.name) in kept or _KEPT_BY_MULTIPROCESSING.search(target):
+            continue
+        if with_ray and (target == "anon_inode:[eventfd]" or (target.startswith("socket:") and target not in unix_sockets)):
+            # Ray's connections, which come and go as it likes.
+            continue
+        yield f"{entry.name} -> {target}"
 
 
 def _files() -> Iterator[str]:

@@ -81,12 +81,19 @@ def assert_works(engine: Engine, envs: Any, num_dead: list[int], episode: int) -
 
 
 def assert_tells(error: WorkerLostError, engine: Engine, pid: int, how: str, exitcode: int) -> None:
-    """Checks that an error names the sub-envs, the process and its end."""
+    """Checks that an error names the sub-envs, the process and its end (of an actor's, what Ray knows of it)."""
     share = engine.together_with(LAST, NUM_ENVS)
     assert error.env_indices == tuple(share)
     assert error.pid == pid
-    assert error.exitcode == exitcode
-    for part in (str(LAST), str(share[0]), str(pid), how):
+    parts = [str(LAST), str(share[0]), str(pid)]
+    if engine.is_ray:
+        assert error.actor_id is not None
+        assert error.node_id is not None
+        parts += [error.actor_id, error.node_id, "ended: its worker process has died"]
+    else:
+        assert error.exitcode == exitcode
+        parts.append(how)
+    for part in parts:
         assert part in str(error)
 
 

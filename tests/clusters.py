@@ -1,0 +1,72 @@
+"""One small Ray cluster for all tests of a session: two nodes on this machine, started when a test first needs it."""
+
+from __future__ import annotations
+
+import logging
+import os
+import signal
+from collections.abc import Callable, Sequence
+from pathlib import Path
+from typing import Any
+
+__all__ = ["ensure_cluster", "living_actors", "on_two_nodes", "stop_cluster"]
+
+_NODE = {"num_cpus": 2, "num_gpus": 0, "object_store_memory": 200 * 2**20}
+_kept: dict[str, Any] = {}
+
+
+def ensure_cluster() -> None:
+    """Joins the cluster, which is started first if need be."""
+    import ray
+    from ray.cluster_utils import Cluster
+
+    if not _kept:
+        handlers = {number: signal.getsignal(number) for number in (signal.SIGINT, signal.SIGTERM)}
+        before = dict(os.environ)
+        # What tests define is found in the actors too.
+        tests = Path(__file__).parent
+        os.environ["PYTHONPATH"] = os.pathsep.join(map(str, (tests, tests / "contract", tests / "unit", tests.parent)))
+        try:
+            _kept["cluster"] = cluster = Cluster(initialize_head=True, head_node_args={**_NODE, "include_dashboard": False})
+            cluster.add_node(**_NODE)
+        finally:
+            os.environ.clear()
+            os.environ.update(before)
+        for number, handler in handlers.items():
+            signal.signal(number, handler)
+    if not ray.is_initialized():
+        ray.init(address=_kept["cluster"].address, logging_level=logging.ERROR, log_to_driver=False)
+        _kept.pop("group", None)
+
+
+def stop_cluster() -> None:
+    """Ends it, if it was started."""
+    if _kept:
+        import ray
+
+        ray.shutdown()
+        _kept.pop("cluster").shutdown()
+        _kept.clear()
+
+
+def living_actors() -> set[str]:
+    """The ids of all actors that have not ended; none where no Ray runs."""
+    if not _kept:
+        return set()
+    import ray
+    from ray._private.state import actors
+
+    return {name for name, actor in actors().items() if actor["State"] != "DEAD"} if ray.is_initialized() else set()
+
+
+def on_two_nodes(env_fns: Sequence[Callable[[], Any]], **options: Any) -> Any:
+    """A RayVectorEnv with two actors, one on each node of the cluster."""
+    import ray
+    from ray.util.placement_group import placement_group
+
+    import rayvec
+
+    if "group" not in _kept:
+        _kept["group"] = placement_group([{"CPU": 1}] * 2, strategy="STRICT_SPREAD")
+        ray.get(_kept["group"].ready())
+    return rayvec.RayVectorEnv(env_fns, **{"num_cpus": 1, "scheduling_strategy": _kept["group"], **options})
