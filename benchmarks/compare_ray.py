@@ -12,7 +12,7 @@ import logging
 import statistics
 import sys
 import time
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import ExitStack, closing, contextmanager
 from dataclasses import asdict, dataclass
 from functools import partial
@@ -38,7 +38,6 @@ from compare_engines import (
     usable_cores,
 )
 from numpy.typing import NDArray
-from rich.console import Console
 from rich.progress import Progress
 from rich.table import Table
 
@@ -91,16 +90,22 @@ class Contestant(NamedTuple):
     needs_ray: bool = True
 
 
-CONTESTANTS = {
-    LOCAL: Contestant(partial(rayvec.AsyncVectorEnv, num_workers=2), 64, needs_ray=False),
-    "RayVectorEnv, 2 actors": Contestant(partial(rayvec.RayVectorEnv, num_actors=2), 64),
-    "RayVectorEnv, 2 actors, object store": Contestant(
-        partial(rayvec.RayVectorEnv, num_actors=2, transport="object_store"), 64
-    ),
-    "RayVectorEnv, an actor each": Contestant(rayvec.RayVectorEnv, 8),
-    PLAIN: Contestant(PlainActors, 8),
-    BARE: Contestant(BareLoop, 64, needs_ray=False),
-}
+def contestants(num_envs: int, num_alone: int) -> dict[str, Contestant]:
+    """All of them, in the order in which they are shown.
+
+    Args:
+        num_envs: where two processes or actors share the envs.
+        num_alone: where each env has an actor of its own.
+    """
+    in_store = partial(rayvec.RayVectorEnv, num_actors=2, transport="object_store")
+    return {
+        LOCAL: Contestant(partial(rayvec.AsyncVectorEnv, num_workers=2), num_envs, needs_ray=False),
+        "RayVectorEnv, 2 actors": Contestant(partial(rayvec.RayVectorEnv, num_actors=2), num_envs),
+        "RayVectorEnv, 2 actors, object store": Contestant(in_store, num_envs),
+        "RayVectorEnv, an actor each": Contestant(rayvec.RayVectorEnv, num_alone),
+        PLAIN: Contestant(PlainActors, num_alone),
+        BARE: Contestant(BareLoop, num_envs, needs_ray=False),
+    }
 
 
 # --- measuring ----------------------------------------------------------------------------------------------
@@ -142,7 +147,9 @@ class Row:
     to_local: float
 
 
-def measure(rounds: int, seconds: float, tick: Callable[[], None]) -> tuple[float, list[Row]]:
+def measure(
+    entered: Mapping[str, Contestant], rounds: int, seconds: float, tick: Callable[[], None]
+) -> tuple[float, list[Row]]:
     """The seconds that Ray took to start, and a row for each contestant."""
     env_fn = partial(gymnasium.make, ENV_ID)
     turns: dict[str, Turn] = {}
@@ -157,7 +164,7 @@ def measure(rounds: int, seconds: float, tick: Callable[[], None]) -> tuple[floa
             starts[name] = time.perf_counter() - started
             turns[name] = Turn(built.step, np.random.default_rng(0).integers(2, size=(997, contestant.num_envs)))
 
-        in_order = sorted(CONTESTANTS.items(), key=lambda item: item[1].needs_ray)
+        in_order = sorted(entered.items(), key=lambda item: item[1].needs_ray)
         for name, contestant in in_order:
             if not contestant.needs_ray:
                 build(name, contestant)
@@ -165,14 +172,14 @@ def measure(rounds: int, seconds: float, tick: Callable[[], None]) -> tuple[floa
         for name, contestant in in_order:
             if contestant.needs_ray:
                 build(name, contestant)
-        rates = take_turns({name: turns[name] for name in CONTESTANTS}, rounds, seconds, tick)
-    return ray_start, summarise(rates, starts)
+        rates = take_turns({name: turns[name] for name in entered}, rounds, seconds, tick)
+    return ray_start, summarise(entered, rates, starts)
 
 
-def summarise(rates: dict[str, list[float]], starts: dict[str, float]) -> list[Row]:
+def summarise(entered: Mapping[str, Contestant], rates: Mapping[str, list[float]], starts: Mapping[str, float]) -> list[Row]:
     """A row for each contestant; the bare loop's, times the cores, as the ideal at the end."""
     rows = []
-    for name, contestant in CONTESTANTS.items():
+    for name, contestant in entered.items():
         own = rates[name]
         if name == BARE:
             name, own = "ideal: bare loop x cores", [rate * usable_cores() for rate in own]
@@ -207,17 +214,19 @@ def table_of(rows: Sequence[Row]) -> Table:
 
 # --- the command line ---------------------------------------------------------------------------------------
 
-USUAL = {"rounds": 15, "seconds": 0.3}
-QUICK = {"rounds": 3, "seconds": 0.1}
+USUAL = {"num_envs": 64, "num_alone": 8, "rounds": 15, "seconds": 0.3}
+QUICK = {"num_envs": 64, "num_alone": 2, "rounds": 3, "seconds": 0.1}
 
 
 def parse(argv: Sequence[str] | None) -> argparse.Namespace:
     """The options, checked; those not given are the usual ones or, with ``--quick``, the quick ones."""
     parser = argparse.ArgumentParser(description="Compare ways to step CartPole-v1 in Ray actors.")
     add = parser.add_argument
+    add("--num-envs", type=positive_int, metavar="N", help="envs that two actors or processes share (default: 64)")
+    add("--num-alone", type=positive_int, metavar="N", help="envs that have an actor each (default: 8)")
     add("--rounds", type=positive_int, metavar="N", help="turns that each engine gets (default: 15)")
     add("--seconds", type=positive, metavar="S", help="that each turn takes (default: 0.3)")
-    add("--quick", action="store_true", help="3 rounds of 0.1 s each")
+    add("--quick", action="store_true", help="3 rounds of 0.1 s each, and 2 actors for an env each")
     add("--json", type=Path, metavar="FILE", help="write all that was measured into this file, too")
     return complete(parser, parser.parse_args(argv), QUICK, USUAL)
 
@@ -225,13 +234,15 @@ def parse(argv: Sequence[str] | None) -> argparse.Namespace:
 def main(argv: Sequence[str] | None = None) -> int:
     """Measures, prints the table, and writes the file that was asked for."""
     options = parse(argv)
-    console: Console = open_console()
+    console = open_console()
     facts = circumstances("compare_ray.py", sys.argv[1:] if argv is None else argv) | {"ray": ray.__version__}
     tell_circumstances(console, facts)
     with Progress(console=console, auto_refresh=False, transient=True, disable=not console.is_terminal) as bar:
         task = bar.add_task("measuring", total=options.rounds)
         bar.refresh()
-        ray_start, rows = measure(options.rounds, options.seconds, partial(bar.update, task, advance=1, refresh=True))
+        tick = partial(bar.update, task, advance=1, refresh=True)
+        entered = contestants(options.num_envs, options.num_alone)
+        ray_start, rows = measure(entered, options.rounds, options.seconds, tick)
     console.print(table_of(rows), f"Ray itself started in {ray_start:.2f} s (with {RAY_CPUS} CPUs).", "", highlight=False)
     console.print(facts["command"], soft_wrap=True, highlight=False)
     if options.json is not None:

@@ -27,12 +27,13 @@ import ray
 from gymnasium.error import Error as GymnasiumError
 from gymnasium.vector import VectorEnv
 from ray.cluster_utils import Cluster
+from ray.exceptions import RayError
 from rich.console import Console
 from rich.progress import BarColumn, Progress, TextColumn, TimeElapsedColumn
 from rich.table import Table
 
 import rayvec
-from rayvec.errors import PlacementError, TransportError
+from rayvec.errors import PlacementError, TransportError, WorkerLostError
 
 CPUS_A_NODE = 2
 """Logical CPUs of each node of a cluster that this script starts; it has to have no cores for them."""
@@ -86,7 +87,8 @@ class Checksum:
 def table_of(envs: rayvec.RayVectorEnv) -> Table:
     """The actors, as a table to print."""
     here = ray.get_runtime_context().get_node_id()
-    table = Table(title=f"{len(envs.actors)} actors on {len({actor.node_id for actor in envs.actors})} nodes")
+    num_nodes = len({actor.node_id for actor in envs.actors})
+    table = Table(title=f"actors: {len(envs.actors)}, nodes: {num_nodes}")
     table.add_column("sub-envs")
     table.add_column("node")
     table.add_column("pid", justify="right")
@@ -181,7 +183,10 @@ def main(argv: Sequence[str] | None = None) -> int:
         "transport": options.transport,
         "placement_timeout": 30.0,
     }
-    console.print(f"placing {options.num_actors} actors for {options.num_envs} x {options.env}", highlight=False)
+    console.print(
+        f"placing {options.num_envs} x {options.env} in {options.num_actors} actor{'s' * (options.num_actors > 1)}",
+        highlight=False,
+    )
     try:
         with (
             cluster(options.nodes, CPUS_A_NODE),
@@ -190,7 +195,7 @@ def main(argv: Sequence[str] | None = None) -> int:
             assert isinstance(envs, rayvec.RayVectorEnv)
             console.print(table_of(envs))
             checksum, rate = step(envs, options.steps, options.seed, console)
-    except (ConnectionError, PlacementError, TransportError) as error:
+    except (ConnectionError, PlacementError, TransportError, WorkerLostError, RayError) as error:
         Console(stderr=True).print(f"{type(error).__name__}: {error}", soft_wrap=True, highlight=False, markup=False)
         return 1
     console.print(

@@ -42,6 +42,7 @@ from rayvec.cluster import ActorResources, describe_cluster
 from rayvec.errors import PlacementError, TransportError
 from rayvec.failures import Failure, PackedFailure
 from rayvec.local.channel import CallerChannel, WorkerChannel
+from rayvec.local.endings import exit_code_of, told_ending
 from rayvec.local.line import ChannelLine, attach_payload
 from rayvec.local.meeting import Invitation, MeetingPoint, accept_invitation, can_meet
 from rayvec.local.memory import SharedBlock
@@ -58,6 +59,8 @@ _LARGE = 100 * 1024
 """Bytes from which on Ray keeps a value in the object store; the actions of all sub-envs go there once if they are more."""
 _CAUSE_GRACE = 0.6
 """Seconds to wait for Ray to say why an actor has died."""
+_STATUS_GRACE = 0.2
+"""Seconds to wait for the system to say how its process has ended."""
 _END_GRACE = 5.0
 """Seconds to wait for an actor's end once it was killed."""
 
@@ -286,7 +289,6 @@ class _StoreLine:
         self._stored = stored
         self._batch: Batch | None = None
         self._asked: deque[tuple[Verb, Future[Any]]] = deque()
-        self.cause: BaseException | None = None
 
     def attach(self, batch: Batch, block: SharedBlock | None, is_anew: bool) -> None:
         self._batch = batch
@@ -330,13 +332,16 @@ class _StoreLine:
         if isinstance(error, RayTaskError):
             return undecodable_reply(verb, self._envs, error)
         if error is not None:
-            self.cause = error
             raise EOFError
         try:
             extra, *rows = future.result() or (b"",)
             return decode_parts(verb, memoryview(extra), [memoryview(row) for row in rows], self._batch, self._envs, False)
         except Exception as problem:
             return undecodable_reply(verb, self._envs, problem)
+
+    def oldest(self) -> Future[Any] | None:
+        """What has not been answered for longest: it fails with what ended the actor."""
+        return self._asked[0][1] if self._asked else None
 
     def bare_line(self) -> None:
         return None
@@ -425,6 +430,10 @@ class ActorWorker(Worker):
             self.patience = None
             if self._place is None and self._placing.exception() is None:
                 self._place = self._placing.result()
+                if self._place.machine and self._place.machine == _machine():
+                    # Ray does not notice the end of an actor while a process forked off it lives on; the system does.
+                    with contextlib.suppress(AttributeError, OSError):
+                        self._pidfd = os.pidfd_open(self._place.pid)
         elif self.patience is not None and time.monotonic() >= self.patience:
             self.kill()
             return self._refused(PlacementError(self._unplaced()))
@@ -460,10 +469,6 @@ class ActorWorker(Worker):
             connection = self._meeting.accept() if opened.is_connected else None
             self._meeting.close()
             self._meeting = None
-        if self._place.machine and self._place.machine == _machine():
-            # Ray does not notice the end of an actor while a process forked off it lives on; the system does.
-            with contextlib.suppress(AttributeError, OSError):
-                self._pidfd = os.pidfd_open(self._place.pid)
         if connection is not None:
             self._serving = _called(self._handle.serve, self._ended)
             self._line = ChannelLine(CallerChannel(connection), self.envs)
@@ -572,19 +577,19 @@ class ActorWorker(Worker):
         if self._place is not None:
             told += f", pid {self._place.pid} on node {self._place.node_id}"
         if self.lost:
-            told += f", ended: {self._why()}"
+            told += told_ending(self.exitcode) or ", ended"
+            told += f": {self._why()}"
         return told
 
     def _why(self) -> str:
         """What Ray says of its end, in a line."""
         cause = self._cause
-        if isinstance(self._line, _StoreLine):
-            cause = cause or self._line.cause
-        elif self._line is not None:
-            with contextlib.suppress(Exception):
-                cause = self._serving.exception(_CAUSE_GRACE)
         if cause is None:
-            return "nobody knows why yet"
+            pending = self._line.oldest() if isinstance(self._line, _StoreLine) else self._serving
+            with contextlib.suppress(Exception):
+                cause = pending.exception(_CAUSE_GRACE) if pending is not None else None
+        if cause is None:
+            return "Ray has not said why yet"
         # Ray tells first what has happened, and to whom; then the reason, and what is often behind it.
         reason = str(cause).rpartition("The actor is dead because")[2].partition("Some common causes")[0]
         return " ".join(reason.split())[:300]
@@ -595,6 +600,13 @@ class ActorWorker(Worker):
     @property
     def pid(self) -> int | None:
         return self._place.pid if self._place is not None else None
+
+    @property
+    def exitcode(self) -> int | None:
+        # Ray may tell of the end of its connection a little before the process has ended.
+        if self._pidfd < 0 or not wait_readable(self._pidfd, _STATUS_GRACE if self.lost else 0.0):
+            return None
+        return exit_code_of(self._pidfd, _STATUS_GRACE)
 
     @property
     def actor_id(self) -> str | None:

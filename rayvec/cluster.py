@@ -7,12 +7,12 @@ from __future__ import annotations
 
 import contextlib
 import logging
-import os
 import threading
 from collections.abc import Mapping
 from typing import Any, NamedTuple
 
 import ray
+from ray._private import services
 from ray.util.placement_group import PlacementGroup
 from ray.util.scheduling_strategies import NodeAffinitySchedulingStrategy, PlacementGroupSchedulingStrategy
 
@@ -94,9 +94,9 @@ def _check_amount(name: str, amount: Any) -> None:
 class ClusterUse:
     """Somebody's use of Ray, which has to run meanwhile.
 
-    Where this process has not joined a cluster it joins the one that ``RAY_ADDRESS`` names or that runs on this machine.
-    Where there is none it starts a small one, quietly, which ends with its last use. Any other cluster is left running,
-    and this process stays joined to it.
+    Where this process has not joined a cluster it joins the one that ``RAY_ADDRESS`` names or that ``ray start`` has started on
+    this machine. Where there is none it starts a small one, quietly, which ends with its last use. Any other cluster is left
+    running, and this process stays joined to it.
     """
 
     _lock = threading.RLock()
@@ -125,12 +125,11 @@ class ClusterUse:
 
 def _join_or_start() -> bool:
     """Returns whether it had to be started."""
-    try:
-        ray.init(address=os.environ.get("RAY_ADDRESS") or "auto", logging_level=logging.ERROR)
+    address = services.canonicalize_bootstrap_address(None)
+    if address is not None:
+        # Left to find it by itself, Ray 2.60 loses its actors where several clusters run on one machine.
+        ray.init(address=address, log_to_driver=False, logging_level=logging.ERROR)
         return False
-    except ConnectionError:
-        if os.environ.get("RAY_ADDRESS"):
-            raise
     ray.init(address="local", include_dashboard=False, log_to_driver=False, logging_level=logging.ERROR)
     return True
 

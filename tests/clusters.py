@@ -5,11 +5,13 @@ from __future__ import annotations
 import logging
 import os
 import signal
-from collections.abc import Callable, Sequence
+import time
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
-__all__ = ["ensure_cluster", "living_actors", "on_two_nodes", "stop_cluster"]
+__all__ = ["add_node", "ensure_cluster", "living_actors", "on_two_nodes", "stop_cluster"]
 
 _NODE = {"num_cpus": 2, "num_gpus": 0, "object_store_memory": 200 * 2**20}
 _kept: dict[str, Any] = {}
@@ -47,6 +49,39 @@ def stop_cluster() -> None:
         ray.shutdown()
         _kept.pop("cluster").shutdown()
         _kept.clear()
+
+
+class ExtraNode:
+    """One more node of the cluster.
+
+    Attributes:
+        id: its id.
+    """
+
+    def __init__(self, resources: dict[str, float]) -> None:
+        import ray
+
+        self._node = _kept["cluster"].add_node(**{**_NODE, "num_cpus": 1, "resources": resources})
+        self.id: str = self._node.node_id
+        deadline = time.monotonic() + 20
+        while self.id not in {node["NodeID"] for node in ray.nodes() if node["Alive"]} and time.monotonic() < deadline:
+            time.sleep(0.05)
+
+    def remove(self) -> None:
+        """Takes it out of the cluster; harmless when done before."""
+        if self._node is not None:
+            node, self._node = self._node, None
+            _kept["cluster"].remove_node(node)
+
+
+@contextmanager
+def add_node(resources: dict[str, float]) -> Iterator[ExtraNode]:
+    """A further node for a while, which has these custom resources."""
+    node = ExtraNode(resources)
+    try:
+        yield node
+    finally:
+        node.remove()
 
 
 def living_actors() -> set[str]:

@@ -17,8 +17,14 @@ _SETTLING_SECONDS = 3.0
 _has_failed = pytest.StashKey[bool]()
 
 
+def pytest_addoption(parser: pytest.Parser) -> None:
+    """How much to try."""
+    parser.addoption("--all-engines", action="store_true", help="every test on every configuration of Ray too: half an hour")
+
+
 def pytest_configure(config: pytest.Config) -> None:
     """Knows what is no mistake of a test, and readies the fork server."""
+    config.addinivalue_line("markers", "ray: needs a Ray cluster")
     # Python 3.12 warns of fork in a process with threads; the runner's time limit is one.
     config.addinivalue_line("filterwarnings", "ignore:This process .* is multi-threaded:DeprecationWarning")
     multiprocessing.get_context("forkserver").set_forkserver_preload(["rayvec", "rayvec.testing"])
@@ -45,7 +51,7 @@ def clean_world(request: pytest.FixtureRequest) -> Iterator[None]:
     One that has failed already holds on to what its traceback refers to, and is left alone.
     """
     engine = getattr(request.node, "callspec", None) and request.node.callspec.params.get("engine")
-    if getattr(engine, "is_ray", False):
+    if getattr(engine, "is_ray", False) or request.node.get_closest_marker("ray"):
         ensure_cluster()
     before = World.now()
     yield

@@ -15,7 +15,7 @@ import rayvec
 
 pytest.importorskip("rich", reason="the benchmarks print with it")
 
-SCRIPT = Path(__file__).parents[1] / "benchmarks" / "compare_engines.py"
+BENCHMARKS = Path(__file__).parents[1] / "benchmarks"
 ENGINES = [
     "Gymnasium sync",
     "Gymnasium async",
@@ -25,13 +25,21 @@ ENGINES = [
     "rayvec async, 1 worker + caller",
     "ideal: bare loop x cores",
 ]
+OVER_RAY = {
+    "AsyncVectorEnv, 2 workers": 4,
+    "RayVectorEnv, 2 actors": 4,
+    "RayVectorEnv, 2 actors, object store": 4,
+    "RayVectorEnv, an actor each": 1,
+    "plain actor calls, 1 an env": 1,
+    "ideal: bare loop x cores": 4,
+}
 
 
-def run(*arguments: str | Path) -> subprocess.CompletedProcess[str]:
-    """The comparison, run as a user runs it; the package is found wherever the tests found it."""
+def run(script: str, *arguments: str | Path) -> subprocess.CompletedProcess[str]:
+    """A benchmark, run as a user runs it; the package is found wherever the tests found it."""
     paths = os.pathsep.join([str(Path(rayvec.__file__).parents[1]), *sys.path])
     return subprocess.run(
-        [sys.executable, SCRIPT, *arguments],
+        [sys.executable, BENCHMARKS / script, *arguments],
         capture_output=True,
         text=True,
         timeout=55,
@@ -43,7 +51,7 @@ def test_it_measures_every_engine_and_tells(tmp_path: Path) -> None:
     """Tables, command and file hold every engine, in numbers that agree with each other."""
     file = tmp_path / "report.json"
     arguments = ["--quick", "--num-envs", "2", "3", "--rounds", "2", "--seconds", "0.01", "--step-cost", "20"]
-    ran = run(*arguments, "--json", file)
+    ran = run("compare_engines.py", *arguments, "--json", file)
     assert ran.returncode == 0, ran.stdout + ran.stderr
     assert ran.stderr == ""
 
@@ -72,6 +80,44 @@ def test_it_measures_every_engine_and_tells(tmp_path: Path) -> None:
         assert rows["ideal: bare loop x cores"]["of_ideal"] == 1
 
 
+def test_it_compares_over_ray(tmp_path: Path) -> None:
+    """Table and file hold every way to step in actors, in numbers that agree with each other."""
+    file = tmp_path / "report.json"
+    arguments = ["--num-envs", "4", "--num-alone", "1", "--rounds", "2", "--seconds", "0.02"]
+    ran = run("compare_ray.py", *arguments, "--json", file)
+    assert ran.returncode == 0, ran.stdout + ran.stderr
+    assert ran.stderr == ""
+    for name in OVER_RAY:
+        assert f" {name} " in ran.stdout
+    assert "Ray itself started in " in ran.stdout
+
+    report = json.loads(file.read_text())
+    assert report["circumstances"]["command"] == ran.stdout.splitlines()[-1]
+    rows: dict[str, Any] = {row["engine"]: row for row in report["rows"]}
+    assert {name: row["num_envs"] for name, row in rows.items()} == OVER_RAY
+    for row in rows.values():
+        assert len(row["rates"]) == 2
+        assert 0 < min(row["rates"]) <= row["median"] <= max(row["rates"])
+    assert rows["plain actor calls, 1 an env"]["to_plain"] == 1
+    assert rows["AsyncVectorEnv, 2 workers"]["to_local"] == 1
+
+
+def test_it_predicts_over_ray(tmp_path: Path) -> None:
+    """Constants of a transport, and a prediction beside a measurement; how near they are, no test can tell."""
+    file = tmp_path / "report.json"
+    ran = run("cost_model.py", "--quick", "--json", file)
+    assert ran.returncode == 0, ran.stdout + ran.stderr
+    assert ran.stderr == ""
+    assert ran.stdout.splitlines()[-1] == f"python benchmarks/cost_model.py --quick --json {file}"
+    report = json.loads(file.read_text())
+    assert list(report["constants"]) == ["shared_memory"]
+    assert report["constants"]["shared_memory"]["round_trip"] > 0
+    (verdict,) = report["verdicts"]
+    assert verdict["predicted"] > 0
+    assert verdict["measured"] > 0
+    assert " shared_memory " in ran.stdout
+
+
 @pytest.mark.parametrize(
     ("arguments", "told"),
     [
@@ -82,7 +128,7 @@ def test_it_measures_every_engine_and_tells(tmp_path: Path) -> None:
 )
 def test_wrong_options_are_told(arguments: list[str], told: str) -> None:
     """Options that cannot be are named, before anything is measured."""
-    ran = run(*arguments)
+    ran = run("compare_engines.py", *arguments)
     assert ran.returncode == 2
     assert told in ran.stderr
     assert ran.stdout == ""

@@ -14,16 +14,16 @@ import pytest
 
 import rayvec
 
-pytest.importorskip("rich", reason="the examples need the extra of that name")
+Console = pytest.importorskip("rich.console", reason="the examples need the extra of that name").Console
 
-EXAMPLE = Path(__file__).parents[1] / "examples" / "train_cartpole.py"
+EXAMPLES = Path(__file__).parents[1] / "examples"
 
 
-def run(*arguments: str | Path) -> subprocess.CompletedProcess[str]:
-    """The example, run as a user runs it; the package is found wherever the tests found it."""
+def run(script: str, *arguments: str | Path) -> subprocess.CompletedProcess[str]:
+    """An example, run as a user runs it; the package is found wherever the tests found it."""
     paths = os.pathsep.join([str(Path(rayvec.__file__).parents[1]), *sys.path])
     return subprocess.run(
-        [sys.executable, EXAMPLE, *arguments],
+        [sys.executable, EXAMPLES / script, *arguments],
         capture_output=True,
         text=True,
         timeout=55,
@@ -31,10 +31,9 @@ def run(*arguments: str | Path) -> subprocess.CompletedProcess[str]:
     )
 
 
-@pytest.fixture(scope="module")
-def example() -> Any:
-    """The example as a module."""
-    spec = importlib.util.spec_from_file_location("train_cartpole", EXAMPLE)
+def load(name: str) -> Any:
+    """An example as a module."""
+    spec = importlib.util.spec_from_file_location(name, EXAMPLES / f"{name}.py")
     assert spec is not None
     assert spec.loader is not None
     module = importlib.util.module_from_spec(spec)
@@ -43,11 +42,23 @@ def example() -> Any:
     return module
 
 
+@pytest.fixture(scope="module")
+def example() -> Any:
+    """``train_cartpole.py`` as a module."""
+    return load("train_cartpole")
+
+
+@pytest.fixture(scope="module")
+def ray_example() -> Any:
+    """``ray_cluster.py`` as a module."""
+    return load("ray_cluster")
+
+
 def test_it_learns_and_draws(tmp_path: Path) -> None:
     """With its defaults it reaches the goal, says so, and saves its picture."""
     picture = tmp_path / "curve.png"
     pytest.importorskip("matplotlib", reason="the examples need the extra of that name")
-    ran = run("--seed", "3", "--plot", picture)
+    ran = run("train_cartpole.py", "--seed", "3", "--plot", picture)
     assert ran.returncode == 0, ran.stdout + ran.stderr
     assert ran.stderr == ""
     assert "generation  1 | population mean" in ran.stdout
@@ -58,7 +69,7 @@ def test_it_learns_and_draws(tmp_path: Path) -> None:
 
 def test_too_little_time_is_a_failure() -> None:
     """Where the goal is not reached, output and exit code say so."""
-    ran = run("--vectorization-mode", "sync", "--num-envs", "16", "--max-seconds", "0.001")
+    ran = run("train_cartpole.py", "--vectorization-mode", "sync", "--num-envs", "16", "--max-seconds", "0.001")
     assert ran.returncode == 1, ran.stdout + ran.stderr
     assert "(goal of 475 not reached)" in ran.stdout
 
@@ -97,5 +108,37 @@ def test_wrong_options_are_told(example: Any, arguments: list[str], told: str, c
     """Options that cannot be are named, before anything is started."""
     with pytest.raises(SystemExit) as caught:
         example.parse(arguments)
+    assert caught.value.code == 2
+    assert told in capsys.readouterr().err
+
+
+def test_two_nodes_give_the_data_of_a_plain_loop(ray_example: Any) -> None:
+    """Its table shows an actor on each of two nodes; its checksum is that of envs which never left the process."""
+    arguments = ["--nodes", "2", "--num-envs", "4", "--num-actors", "2", "--num-cpus", "2", "--steps", "30", "--seed", "5"]
+    ran = run("ray_cluster.py", *arguments)
+    assert ran.returncode == 0, ran.stdout + ran.stderr
+    assert "actors: 2, nodes: 2" in ran.stdout
+    for told in ("(the caller's)", "0 to 1", "2 to 3", "shared_memory", "object_store", "env steps a second"):
+        assert told in ran.stdout
+    with closing(rayvec.make_vec("CartPole-v1", 4, "sync")) as envs:
+        checksum, _ = ray_example.step(envs, 30, 5, Console())
+    assert f"checksum of the data: {checksum} (the same for seed 5" in ran.stdout
+
+
+@pytest.mark.parametrize(
+    ("arguments", "told"),
+    [
+        (["--nodes", "0"], "--nodes: a whole number from 1 on is needed, not '0'"),
+        (["--num-cpus", "-1"], "--num-cpus: a number from 0 on is needed, not '-1'"),
+        (["--num-envs", "2", "--num-actors", "3"], "--num-actors: 3 actors cannot share 2 sub-envs"),
+        (["--env", "NoSuchEnv-v0"], "--env: Environment `NoSuchEnv` doesn't exist"),
+    ],
+)
+def test_wrong_options_of_the_cluster_are_told(
+    ray_example: Any, arguments: list[str], told: str, capsys: pytest.CaptureFixture[str]
+) -> None:
+    """Options that cannot be are named, before a cluster is started or joined."""
+    with pytest.raises(SystemExit) as caught:
+        ray_example.parse(arguments)
     assert caught.value.code == 2
     assert told in capsys.readouterr().err

@@ -22,6 +22,7 @@ from gymnasium.vector.utils import clear_mpi_env_vars
 from rayvec import serialise
 from rayvec.batch import Batch
 from rayvec.local.channel import CallerChannel
+from rayvec.local.endings import told_ending
 from rayvec.local.line import ChannelLine
 from rayvec.local.memory import SharedBlock
 from rayvec.local.seeding import WorkerSeeds
@@ -140,13 +141,7 @@ class ChildProcess:
 
     def describe(self) -> str:
         """Who it is, and how it ended if it did."""
-        code = None if self.is_alive() else self.exitcode()
-        if code is None:
-            return f"process {self.pid}"
-        if code < 0:
-            with contextlib.suppress(ValueError):
-                return f"process {self.pid}, ended by signal {signal.Signals(-code).name}"
-        return f"process {self.pid}, ended with exit code {code}"
+        return f"process {self.pid}" + told_ending(None if self.is_alive() else self.exitcode())
 
     def release(self) -> None:
         """Frees what the caller holds of it, once it has ended."""

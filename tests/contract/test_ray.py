@@ -1,0 +1,329 @@
+"""What only an engine over a Ray cluster can meet: placement, nodes, the cluster's own life, code that is not there."""
+
+from __future__ import annotations
+
+import os
+import signal
+import sys
+import tempfile
+import threading
+from collections.abc import Iterator
+from contextlib import closing
+from functools import partial
+from pathlib import Path
+from typing import Any
+
+import gymnasium as gym
+import numpy as np
+import pytest
+from clusters import add_node, living_actors
+from engines import Engine, each, named
+from gymnasium import spaces
+from scripts import run_script, running_script
+from world import is_running, wait_until, wait_until_gone, within
+
+import rayvec
+from rayvec import PlacementError, RayVectorEnv, TransportError, WorkerLostError
+from rayvec.testing import CountingEnv, PlainLoop, assert_same
+
+pytestmark = [pytest.mark.timeout(120), pytest.mark.ray]
+
+FNS = [partial(CountingEnv, index) for index in range(4)]
+CARTPOLES = [partial(gym.make, "CartPole-v1")] * 4
+ACTIONS = np.zeros(4, np.int64)
+TRANSPORTS = named("ray-shared-memory", "ray-object-store")
+
+
+# --- placement ----------------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize("options", [{"num_cpus": 1000}, {"num_gpus": 1}, {"resources": {"robot": 1}}])
+def test_what_cannot_be_placed(options: dict[str, Any]) -> None:
+    """Within placement_timeout an error says what was asked, what there is, what to change; nothing is left pending."""
+    before = living_actors()
+    with within(8), pytest.raises(PlacementError) as caught:
+        RayVectorEnv(FNS, placement_timeout=1.0, **options)
+    (name, asked) = next(iter(options.items()))
+    for part in (f"{name}={asked!r}", "placement_timeout=1.0", "CPU", "2 nodes", "num_actors", "sub-envs [0]"):
+        assert part in str(caught.value)
+    wait_until(lambda: living_actors() == before, "no actor is left")
+
+
+def test_some_are_placed_and_others_are_not() -> None:
+    """Those that were placed are gone again with the others."""
+    before = living_actors()
+    with pytest.raises(PlacementError):
+        RayVectorEnv(FNS * 2, num_cpus=1, placement_timeout=2.0)
+    wait_until(lambda: living_actors() == before, "no actor is left")
+
+
+@pytest.mark.parametrize(
+    ("options", "told"),
+    [
+        ({"num_actors": 0}, "num_actors: expected 1 or more, got 0"),
+        ({"num_actors": 1.5}, "num_actors: expected None or a number of actors, got 1.5"),
+        ({"num_cpus": -1}, "num_cpus: expected 0 or more, got -1"),
+        ({"num_gpus": "two"}, "num_gpus: expected None or a number, got 'two'"),
+        ({"resources": {"CPU": 1}}, "asked for with num_cpus"),
+        ({"resources": 3}, "resources: expected a dict"),
+        ({"runtime_env": "conda"}, "runtime_env: expected a dict"),
+        ({"scheduling_strategy": "spread"}, "scheduling_strategy: expected one of"),
+        ({"transport": "pigeon"}, "transport: expected one of"),
+    ],
+)
+def test_wrong_options(options: dict[str, Any], told: str) -> None:
+    """They are told before any actor is asked for."""
+    with pytest.raises((TypeError, ValueError)) as caught:
+        RayVectorEnv(FNS, **options)
+    assert told in str(caught.value)
+
+
+def test_options_of_actors() -> None:
+    """Fractions, strategies and a runtime_env reach Ray."""
+    options = {"num_cpus": 0.25, "scheduling_strategy": "SPREAD", "runtime_env": {"env_vars": {"RAYVEC_TEST": "7"}}}
+    with closing(RayVectorEnv([EnvVarEnv] * 4, **options)) as envs:  # type: ignore[list-item]
+        assert envs.get_attr("value") == ("7",) * 4
+
+
+class EnvVarEnv(CountingEnv):
+    """Knows an environment variable of its process."""
+
+    @property
+    def value(self) -> str | None:
+        """The variable."""
+        return os.environ.get("RAYVEC_TEST")
+
+
+@each(named("ray-two-nodes"))
+def test_on_two_nodes(engine: Engine) -> None:
+    """The actor on the caller's node shares its memory, the other goes through the object store; both know where."""
+    import ray
+
+    with closing(engine.make(FNS)) as envs:
+        nodes = {actor.node_id: actor.transport for actor in envs.actors}
+        here = ray.get_runtime_context().get_node_id()
+        assert len(nodes) == 2
+        assert nodes.pop(here) == "shared_memory"
+        assert list(nodes.values()) == ["object_store"]
+
+
+def test_shared_memory_on_another_node() -> None:
+    """What cannot share the caller's memory and has to says so."""
+    import ray
+    from ray.util.scheduling_strategies import NodeAffinitySchedulingStrategy
+
+    here = ray.get_runtime_context().get_node_id()
+    other = next(node["NodeID"] for node in ray.nodes() if node["Alive"] and node["NodeID"] != here)
+    strategy = NodeAffinitySchedulingStrategy(other, soft=False)
+    with pytest.raises(TransportError, match=f"on node {other}.*transport='auto'"):
+        RayVectorEnv(FNS, num_actors=1, transport="shared_memory", scheduling_strategy=strategy)
+
+
+# --- deaths -------------------------------------------------------------------------------------------------
+
+
+@each(TRANSPORTS)
+def test_rounds_of_kills(engine: Engine, request: pytest.FixtureRequest) -> None:
+    """Whichever actor is killed in the middle of steps, and however: a reset, and all data is right again."""
+    import ray
+
+    rng = np.random.default_rng(0)
+    rounds = 20 if request.config.getoption("--all-engines") else 4
+    with closing(engine.make(CARTPOLES)) as envs:
+        for number in range(rounds):
+            envs.reset(seed=number)
+            victim = envs.actors[rng.integers(len(envs.actors))]
+            assert victim.pid is not None
+            envs.step_async(ACTIONS)
+            if number % 2:
+                ray.kill(victim.handle)
+            else:
+                os.kill(victim.pid, signal.SIGKILL)
+            with pytest.raises(WorkerLostError) as caught:
+                step_on(envs)
+            assert caught.value.env_indices == tuple(victim.envs)
+            assert caught.value.actor_id == victim.actor_id
+            assert_right(envs, seed=number)
+
+
+def step_on(envs: RayVectorEnv) -> None:
+    """Waits for the pending step, then steps on until something happens."""
+    for _ in range(10_000):
+        envs.step_wait()
+        envs.step_async(ACTIONS)
+
+
+def assert_right(envs: RayVectorEnv, seed: int) -> None:
+    """A reset, and 100 steps, against a plain loop."""
+    with closing(PlainLoop(CARTPOLES, envs.autoreset_mode)) as loop:
+        assert_same(loop.reset(seed=seed), envs.reset(seed=seed), "reset")
+        for step in range(100):
+            assert_same(loop.step(ACTIONS), envs.step(ACTIONS), f"step {step}")
+
+
+def test_a_node_is_removed() -> None:
+    """The error names the node; reset() finds the actors another place."""
+    spare = {"spare": 1.0}
+    with add_node(spare) as node, closing(RayVectorEnv(CARTPOLES, num_actors=2, resources={"spare": 0.1})) as envs:
+        assert [actor.node_id for actor in envs.actors] == [node.id] * 2
+        envs.reset(seed=1)
+        envs.step_async(ACTIONS)
+        node.remove()
+        with within(10), pytest.raises(WorkerLostError, match=node.id):
+            step_on(envs)
+        with add_node(spare) as other:
+            assert_right(envs, seed=2)
+            assert [actor.node_id for actor in envs.actors] == [other.id] * 2
+            envs.close()
+
+
+# --- code and data ------------------------------------------------------------------------------------------
+
+
+def test_an_env_fn_that_cannot_be_pickled() -> None:
+    """It is named, and no actor is started."""
+    held = threading.Lock()
+    with pytest.raises(TypeError, match=r"env_fns\[3\] cannot be pickled"):
+        RayVectorEnv([*FNS[:3], lambda: held], num_actors=2)  # type: ignore[list-item, return-value]
+
+
+def test_a_module_that_is_not_there(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """The error names the module and points at runtime_env; with that it works."""
+    (tmp_path / "only_here.py").write_text("from rayvec.testing import CountingEnv\nclass HereEnv(CountingEnv): pass\n")
+    monkeypatch.syspath_prepend(tmp_path)
+    import only_here  # type: ignore[import-not-found]
+
+    with pytest.raises(ModuleNotFoundError, match=r"'only_here'.*runtime_env") as caught:
+        RayVectorEnv([only_here.HereEnv] * 2, num_actors=1)
+    assert caught.value.name == "only_here"
+    there = {"env_vars": {"PYTHONPATH": f"{tmp_path}{os.pathsep}{Path(rayvec.__file__).parents[1]}"}}
+    with closing(RayVectorEnv([only_here.HereEnv] * 2, num_actors=1, runtime_env=there)) as envs:
+        envs.reset(seed=1)
+    sys.modules.pop("only_here")
+
+
+class WideEnv(gym.Env[Any, Any]):
+    """Takes a large action, writes into it and says what it was."""
+
+    observation_space = spaces.Box(-np.inf, np.inf, (2,), np.float64)
+    action_space = spaces.Box(-np.inf, np.inf, (40_000,), np.float32)
+
+    def reset(self, *, seed: int | None = None, options: dict[str, Any] | None = None) -> tuple[Any, dict[str, Any]]:
+        """Begins."""
+        super().reset(seed=seed)
+        return np.zeros(2), {}
+
+    def step(self, action: Any) -> tuple[Any, float, bool, bool, dict[str, Any]]:
+        """Gives the first and the last number of the action."""
+        seen = np.array([action[0], action[-1]], np.float64)
+        action[:] = -1
+        return seen, float(action.sum()), False, False, {}
+
+
+@each(TRANSPORTS)
+def test_large_actions(engine: Engine, monkeypatch: pytest.MonkeyPatch) -> None:
+    """They arrive, writable, and the caller's stay as they are; where they are stored, that is once for all actors."""
+    import ray
+
+    puts: list[Any] = []
+    put = ray.put
+    monkeypatch.setattr(ray, "put", lambda value: puts.append(value) or put(value))
+    with closing(engine.make([WideEnv] * 3)) as envs:
+        envs.reset(seed=1)
+        for step in range(3):
+            actions = np.arange(3 * 40_000, dtype=np.float32).reshape(3, -1) + step
+            before = actions.copy()
+            observations = envs.step(actions)[0]
+            assert observations.tolist() == [[row[0], row[-1]] for row in before.tolist()]
+            assert (actions == before).all()
+    assert len(puts) == (3 if engine.id == "ray-object-store" else 0)
+
+
+# --- the caller and the cluster -----------------------------------------------------------------------------
+
+
+def test_inside_an_actor() -> None:
+    """A task or an actor may be the caller."""
+    import ray
+
+    def run() -> Any:
+        with closing(RayVectorEnv(FNS, num_actors=2)) as envs:
+            envs.reset(seed=3)
+            return envs.step(ACTIONS)
+
+    came = ray.get(ray.remote(num_cpus=0)(run).remote())
+    with closing(PlainLoop(FNS, "NextStep")) as loop:
+        loop.reset(seed=3)
+        assert_same(loop.step(ACTIONS), came, "step")
+
+
+def test_several_side_by_side() -> None:
+    """They do not disturb each other, nor does closing one."""
+    with closing(RayVectorEnv(FNS, num_actors=1)) as kept:
+        first = kept.reset(seed=1)
+        with closing(RayVectorEnv(FNS, num_actors=2, transport="object_store")) as other:
+            assert_same(first, other.reset(seed=1), "reset")
+        assert kept.step(ACTIONS)[0].shape == first[0].shape
+
+
+OWN_RAY = """
+import ray
+envs = rayvec.RayVectorEnv(FNS, num_actors=2)
+envs.reset(seed=1)
+assert ray.is_initialized()
+"""
+
+
+@pytest.fixture
+def own_ray(monkeypatch: pytest.MonkeyPatch) -> Iterator[None]:
+    """Scripts find no other Ray than their own. (The path is short, for it is part of the names of sockets.)"""
+    with tempfile.TemporaryDirectory(prefix="ray", dir="/tmp", ignore_cleanup_errors=True) as folder:
+        monkeypatch.setenv("RAY_TMPDIR", folder)
+        yield
+
+
+@pytest.mark.usefixtures("own_ray")
+@pytest.mark.parametrize("end", ["closed", "left open"])
+def test_a_ray_of_its_own(end: str, tmp_path: Path) -> None:
+    """With no Ray running one is started, without a word, and ends with the vector env."""
+    closing_line = "envs.close()\nassert not ray.is_initialized()" if end == "closed" else ""
+    script = run_script(tmp_path, OWN_RAY + closing_line)
+    assert script.returncode == 0, script.stderr
+    assert script.stdout + script.stderr == ""
+
+
+@pytest.mark.usefixtures("own_ray")
+def test_a_ray_that_is_there_stays(tmp_path: Path) -> None:
+    """What the caller has started is the caller's to end."""
+    script = run_script(
+        tmp_path,
+        """
+        import logging, ray
+        ray.init(address="local", num_cpus=1, include_dashboard=False, logging_level=logging.ERROR, log_to_driver=False)
+        for _ in range(2):
+            with rayvec.RayVectorEnv(FNS, num_actors=2) as envs:
+                envs.reset(seed=1)
+        assert ray.is_initialized()
+        ray.shutdown()
+        """,
+    )
+    assert script.returncode == 0, script.stderr
+
+
+@pytest.mark.usefixtures("own_ray")
+def test_ray_ends_first(tmp_path: Path) -> None:
+    """Closing works though the caller has ended Ray before, and ends the script."""
+    script = run_script(tmp_path, OWN_RAY + "ray.shutdown()\nenvs.close()")
+    assert script.returncode == 0, script.stderr
+
+
+@pytest.mark.usefixtures("own_ray")
+def test_the_caller_is_killed(tmp_path: Path) -> None:
+    """Its actors are gone within three seconds."""
+    main = OWN_RAY + "(FOLDER / 'pids').write_text(' '.join(str(a.pid) for a in envs.actors))\nsay('ready')\ntime.sleep(60)"
+    with running_script(tmp_path, main) as script:
+        wait_until((tmp_path / "ready").exists, "the script is ready", 30)
+        pids = [int(pid) for pid in (tmp_path / "pids").read_text().split()]
+        assert all(is_running(pid) for pid in pids)
+        script.kill()
+        wait_until_gone(pids, 3.0)
