@@ -24,6 +24,7 @@ import os
 import random
 import signal
 import socket
+import threading
 import time
 from collections import deque
 from collections.abc import Callable, Sequence
@@ -34,13 +35,13 @@ from typing import Any, NamedTuple
 import numpy as np
 import ray
 from gymnasium.vector import AutoresetMode
-from ray.exceptions import RayTaskError, RuntimeEnvSetupError
+from ray.exceptions import RayError, RayTaskError, RuntimeEnvSetupError
 
 from rayvec import serialise
 from rayvec.batch import Batch
-from rayvec.cluster import ActorResources, describe_cluster
+from rayvec.cluster import ActorResources, ClusterUse, describe_cluster
 from rayvec.errors import PlacementError, TransportError
-from rayvec.failures import Failure, PackedFailure
+from rayvec.failures import Failure, PackedFailure, add_note
 from rayvec.local.channel import CallerChannel, WorkerChannel
 from rayvec.local.endings import exit_code_of, told_ending
 from rayvec.local.line import ChannelLine, attach_payload
@@ -61,7 +62,7 @@ _CAUSE_GRACE = 0.6
 """Seconds to wait for Ray to say why an actor has died."""
 _STATUS_GRACE = 0.2
 """Seconds to wait for the system to say how its process has ended."""
-_END_GRACE = 5.0
+_END_GRACE = 2.0
 """Seconds to wait for an actor's end once it was killed."""
 
 
@@ -124,7 +125,8 @@ class ActorEnvFns:
     """
 
     def __init__(self, env_fns: Sequence[EnvFn], first: int) -> None:
-        self._carried = CarriedEnvFns(env_fns, first, inherited=False)
+        reason = ("an actor", ", in a module that the actors have (see runtime_env)")
+        self._carried = CarriedEnvFns(env_fns, first, inherited=False, reason=reason)
         self._envs = range(first, first + len(env_fns))
 
     def __call__(self) -> Sequence[EnvFn]:
@@ -132,13 +134,16 @@ class ActorEnvFns:
         try:
             return self._carried()
         except ImportError as error:
-            name = f"the module {error.name!r}" if error.name else "a module"
-            raise ModuleNotFoundError(
-                f"{error}: the env_fns of sub-envs {list(self._envs)} need {name}, which is not there on node "
-                f"{_node_id()}, where their actor is. Install it on every node, or send it along: "
-                "runtime_env={'pip': [...]}, {'py_modules': [...]} or {'working_dir': ...}.",
-                name=error.name,
-            ) from error
+            raise ModuleNotFoundError(f"{error}: {_missing(error, self._envs)}", name=error.name) from error
+
+
+def _missing(error: ImportError, envs: range) -> str:
+    """What to do about a module that the node of an actor does not have."""
+    name = f"the module {error.name!r}" if error.name else "a module"
+    return (
+        f"the env_fns of sub-envs {list(envs)} need {name}, which is not there on node {_node_id()}, where their actor is. "
+        "Install it on every node, or send it along: runtime_env={'pip': [...]}, {'py_modules': [...]} or {'working_dir': ...}."
+    )
 
 
 def _node_id() -> str:
@@ -169,10 +174,15 @@ class EnvActor:
 
     def open(self, env_fns: ActorEnvFns, plan: ActorPlan) -> Opened:
         """Builds the sub-envs, and connects to the caller if that is on the same node."""
+        if threading.current_thread() is threading.main_thread():
+            # Ray would raise SystemExit in the middle of a step, as if the env had.
+            signal.signal(signal.SIGTERM, signal.SIG_DFL)
         random.seed(plan.seed)
         np.random.seed(plan.seed % 2**32)
         built = SubEnvs.build(env_fns, plan.first, plan.autoreset_mode)
         if isinstance(built, Failure):
+            if isinstance(built.error, ImportError) and "runtime_env" not in str(built.error):
+                add_note(built.error, _missing(built.error, range(built.env_index, built.env_index + 1)))
             return Opened(serialise.dumps(built.pack()), False, "")
         self._built = built
         self._session = Session(built)
@@ -252,9 +262,16 @@ class _Bell:
         self._near.close()
 
 
-def _called(method: Any, bell: _Bell, *args: Any) -> Future[Any]:
+def _called(use: ClusterUse, method: Any, bell: _Bell, *args: Any) -> Future[Any]:
     """Calls a method of an actor; rings ``bell`` when it has answered, or never will."""
-    future: Future[Any] = method.remote(*args).future()
+    future: Future[Any]
+    try:
+        if not use.is_alive():
+            raise ConnectionError("its cluster is gone: ray.shutdown() was called")
+        future = method.remote(*args).future()
+    except Exception as error:
+        future = Future()
+        future.set_exception(error)
     future.add_done_callback(bell.ring)
     return future
 
@@ -281,7 +298,8 @@ class _StoreLine:
 
     is_flushed = True
 
-    def __init__(self, handle: Any, envs: range, bell: _Bell, ended: _Bell, stored: StoredActions) -> None:
+    def __init__(self, use: ClusterUse, handle: Any, envs: range, bell: _Bell, ended: _Bell, stored: StoredActions) -> None:
+        self._use = use
         self._handle = handle
         self._envs = envs
         self._bell = bell
@@ -295,7 +313,7 @@ class _StoreLine:
         self.post(Verb.ATTACH, (attach_payload(batch, self._envs, None, is_anew),))
 
     def prepare(self, verb: Verb, payload: tuple[Any, ...] | None) -> Any:
-        if isinstance(payload, StepPayload) and payload.actions is None and self._batch is not None:
+        if isinstance(payload, StepPayload) and payload.actions is None and self._batch is not None and self._use.is_alive():
             reference = self._stored.reference(self._batch)
             if reference is not None:
                 return reference
@@ -303,13 +321,13 @@ class _StoreLine:
 
     def post(self, verb: Verb, prepared: Any) -> bool:
         if isinstance(prepared, ray.ObjectRef):
-            future = _called(self._handle.step, self._bell, prepared, self._envs.start, self._envs.stop)
+            future = _called(self._use, self._handle.step, self._bell, prepared, self._envs.start, self._envs.stop)
         else:
-            future = _called(self._handle.ask, self._bell, int(verb), b"".join(prepared))
+            future = _called(self._use, self._handle.ask, self._bell, int(verb), b"".join(prepared))
         self._asked.append((verb, future))
         if verb is Verb.CLOSE:
             # Behind it, so that its failure tells of the actor's end.
-            _called(self._handle.__ray_terminate__, self._ended)
+            _called(self._use, self._handle.__ray_terminate__, self._ended)
         return True
 
     def poll(self, owed: deque[Verb]) -> Reply | None:
@@ -332,6 +350,7 @@ class _StoreLine:
         if isinstance(error, RayTaskError):
             return undecodable_reply(verb, self._envs, error)
         if error is not None:
+            self._ended.ring()
             raise EOFError
         try:
             extra, *rows = future.result() or (b"",)
@@ -364,6 +383,7 @@ class ActorWorker(Worker):
         resources: what the actor asks the cluster for.
         transport: ``"auto"``, ``"shared_memory"`` or ``"object_store"``.
         placement_timeout: seconds that Ray has to place it; None: no bound.
+        use: of the cluster.
         caller_node: the id of the node that the caller is on.
         seeds: where its seed comes from.
         stored: the actions of all workers in the object store.
@@ -378,6 +398,7 @@ class ActorWorker(Worker):
         resources: ActorResources,
         transport: str,
         placement_timeout: float | None,
+        use: ClusterUse,
         caller_node: str,
         seeds: WorkerSeeds,
         stored: StoredActions,
@@ -388,11 +409,14 @@ class ActorWorker(Worker):
         self._resources = resources
         self._transport = transport
         self._placement_timeout = placement_timeout
+        self._use = use
         self._caller_node = caller_node
         self._seeds = seeds
         self._stored = stored
         self._num_starts = 0
         self._handle: Any = None
+        self._bell: _Bell
+        self._ended: _Bell
         self._place: Place | None = None
         self._cause: BaseException | None = None
         self._pidfd = -1
@@ -403,9 +427,27 @@ class ActorWorker(Worker):
     def start(self) -> None:
         self.kill()
         self.release()
-        # One value for each connection: callbacks of an earlier one must not ring a later one's.
+        if not self._use.is_alive():
+            raise PlacementError(
+                f"the actor of sub-envs {list(self.envs)} cannot be placed: ray.shutdown() was called since this vector env "
+                "was made, and its cluster is gone. Make a new vector env."
+            )
+        # New ones each time: callbacks of an earlier actor must not ring a later one's.
         self._bell, self._ended = _Bell(), _Bell()
         self._cause = self._place = None
+        try:
+            self._create()
+        except BaseException:
+            self._close()
+            raise
+        self.patience = None
+        if self._placement_timeout is not None:
+            self.patience = time.monotonic() + self._placement_timeout
+        self.lost = False
+        self.owed.append(Verb.START)
+
+    def _create(self) -> None:
+        """Asks for the actor, and what it asks first."""
         invitation = None
         if self._transport != "object_store" and can_meet():
             self._meeting = MeetingPoint(self._caller_node)
@@ -415,13 +457,8 @@ class ActorWorker(Worker):
         near = self._caller_node if self._transport == "shared_memory" else None
         options = self._resources.as_options(near)
         self._handle = ray.remote(EnvActor).options(max_restarts=0, max_task_retries=0, **options).remote()
-        self._placing = _called(self._handle.place, self._bell)
-        self._opening = _called(self._handle.open, self._bell, self._env_fns, plan)
-        self.patience = None
-        if self._placement_timeout is not None:
-            self.patience = time.monotonic() + self._placement_timeout
-        self.lost = False
-        self.owed.append(Verb.START)
+        self._placing = _called(self._use, self._handle.place, self._bell)
+        self._opening = _called(self._use, self._handle.open, self._bell, self._env_fns, plan)
 
     def _opened(self) -> Reply | None:
         """The reply to START, once the actor is placed and has built its sub-envs; opens the line to it."""
@@ -436,21 +473,28 @@ class ActorWorker(Worker):
                         self._pidfd = os.pidfd_open(self._place.pid)
         elif self.patience is not None and time.monotonic() >= self.patience:
             self.kill()
-            return self._refused(PlacementError(self._unplaced()))
+            return self._refused(PlacementError(self._unplaced(f"within placement_timeout={self._placement_timeout} s")))
         if not self._opening.done():
             return None
         error = self._opening.exception()
         if error is not None:
             if self._place is None or isinstance(error, RuntimeEnvSetupError | RayTaskError):
                 self.kill()
-                return self._refused(error)
+                return self._refused(self._explained(error))
             self._cause = error
+            self._ended.ring()
             raise EOFError
         opened: Opened = self._opening.result()
         description = serialise.loads(opened.description)
         if isinstance(description, PackedFailure):
+            self.kill()
             return description.unpack()
-        if not opened.is_connected and self._transport == "shared_memory":
+        connection = None
+        if self._meeting is not None:
+            connection = self._meeting.accept() if opened.is_connected else None
+            self._meeting.close()
+            self._meeting = None
+        if connection is None and self._transport == "shared_memory":
             self.kill()
             why = opened.obstacle or "this platform has no Unix sockets that carry descriptors"
             return self._refused(
@@ -459,21 +503,15 @@ class ActorWorker(Worker):
                     f"memory: {why}. Use transport='auto'."
                 )
             )
-        self._connect(opened)
+        self._connect(connection)
         return description
 
-    def _connect(self, opened: Opened) -> None:
-        assert self._place is not None
-        connection = None
-        if self._meeting is not None:
-            connection = self._meeting.accept() if opened.is_connected else None
-            self._meeting.close()
-            self._meeting = None
+    def _connect(self, connection: socket.socket | None) -> None:
         if connection is not None:
-            self._serving = _called(self._handle.serve, self._ended)
+            self._serving = _called(self._use, self._handle.serve, self._ended)
             self._line = ChannelLine(CallerChannel(connection), self.envs)
         else:
-            self._line = _StoreLine(self._handle, self.envs, self._bell, self._ended, self._stored)
+            self._line = _StoreLine(self._use, self._handle, self.envs, self._bell, self._ended, self._stored)
         backlog, self._backlog = self._backlog, []
         for send in backlog:
             send(self._line)
@@ -481,9 +519,17 @@ class ActorWorker(Worker):
     def _refused(self, error: BaseException) -> Failure:
         return Failure(self.envs.start, "the start of its actor", error, str(error))
 
-    def _unplaced(self) -> str:
+    def _explained(self, error: BaseException) -> BaseException:
+        """What Ray says of an actor that it could not start, and what to do about it."""
+        if not isinstance(error, RayError) or isinstance(error, RuntimeEnvSetupError | RayTaskError):
+            return error
+        explained = PlacementError(self._unplaced(f"({' '.join(str(error).split())[:300]})"))
+        explained.__cause__ = error
+        return explained
+
+    def _unplaced(self, how: str) -> str:
         return (
-            f"the actor of sub-envs {list(self.envs)} was not placed within placement_timeout={self._placement_timeout} s. "
+            f"the actor of sub-envs {list(self.envs)} was not placed {how}. "
             f"Each actor asks for {self._resources}; {describe_cluster()}. Ask for less, let fewer actors share the "
             "sub-envs (num_actors), add nodes, or wait longer (placement_timeout)."
         )
@@ -549,26 +595,30 @@ class ActorWorker(Worker):
         if self._pidfd >= 0:
             with contextlib.suppress(OSError):
                 signal.pidfd_send_signal(self._pidfd, signal.SIGKILL)
-        if ray.is_initialized():
-            with contextlib.suppress(Exception):
+        with contextlib.suppress(Exception):
+            if self._use.is_alive():
                 ray.kill(self._handle, no_restart=True)
-                if self._line is None or self._pidfd < 0:
-                    _called(self._handle.place, self._ended)
+                if self._pidfd < 0:
+                    _called(self._use, self._handle.place, self._ended)
 
     def release(self) -> None:
         if self._handle is not None:
-            if self._pidfd >= 0 or (ray.is_initialized() and self._place is not None):
+            if self._pidfd >= 0 or (self._place is not None and self._use.is_alive()):
                 wait_readable(self._end(), _END_GRACE)
-            self._handle = None
-            for kept in (self._meeting, self._line, self._bell, self._ended):
-                if kept is not None:
-                    kept.close()
-            self._meeting = self._line = None
-            if self._pidfd >= 0:
-                os.close(self._pidfd)
-                self._pidfd = -1
-            self._backlog.clear()
+            self._close()
         self.owed.clear()
+
+    def _close(self) -> None:
+        """Lets go of it."""
+        self._handle = None
+        for kept in (self._meeting, self._line, self._bell, self._ended):
+            if kept is not None:
+                kept.close()
+        self._meeting = self._line = None
+        if self._pidfd >= 0:
+            os.close(self._pidfd)
+            self._pidfd = -1
+        self._backlog.clear()
 
     def describe(self) -> str:
         if self._handle is None:

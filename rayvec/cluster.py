@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import contextlib
 import logging
+import os
 import threading
 from collections.abc import Mapping
 from typing import Any, NamedTuple
@@ -91,35 +92,63 @@ def _check_amount(name: str, amount: Any) -> None:
         raise ValueError(f"{name}: expected 0 or more, got {amount!r}")
 
 
+class _Session:
+    """One time that this process is joined to a cluster.
+
+    Attributes:
+        identity: what no other session has.
+        is_ours: it was started here.
+        num_uses: how many use it.
+    """
+
+    def __init__(self, is_ours: bool) -> None:
+        self.identity = _identity()
+        self.is_ours = is_ours
+        self.num_uses = 0
+
+
+def _identity() -> tuple[str, str]:
+    context = ray.get_runtime_context()
+    return str(context.gcs_address), str(context.get_job_id())
+
+
 class ClusterUse:
     """Somebody's use of Ray, which has to run meanwhile.
 
-    Where this process has not joined a cluster it joins the one that ``RAY_ADDRESS`` names or that ``ray start`` has started on
-    this machine. Where there is none it starts a small one, quietly, which ends with its last use. Any other cluster is left
-    running, and this process stays joined to it.
+    Where this process has not joined a cluster it joins the one that ``RAY_ADDRESS`` names or that ``ray start`` has started
+    on this machine. Where there is none it starts a small one, quietly, which ends with its last use. Any other cluster
+    is left running, and this process stays joined to it.
     """
 
     _lock = threading.RLock()
-    _num_uses = 0
-    _is_ours = False
+    _latest: _Session | None = None
 
     def __init__(self) -> None:
+        self._owner = os.getpid()
         self._is_released = False
         with self._lock:
+            session = ClusterUse._latest
             if not ray.is_initialized():
-                ClusterUse._num_uses = 0
-                ClusterUse._is_ours = _join_or_start()
-            ClusterUse._num_uses += 1
+                session = _Session(is_ours=_join_or_start())
+            elif session is None or session.identity != _identity():
+                session = _Session(is_ours=False)
+            session.num_uses += 1
+            self._session = ClusterUse._latest = session
+
+    def is_alive(self) -> bool:
+        """Whether this process is still joined to that cluster; a call of Ray's would join another one, or start one."""
+        return os.getpid() == self._owner and ray.is_initialized() and _identity() == self._session.identity
 
     def release(self) -> None:
-        """Ends it; harmless when done before."""
+        """Ends it; harmless when done before, or in a forked process."""
+        if os.getpid() != self._owner:
+            return
         with self._lock:
             if self._is_released:
                 return
             self._is_released = True
-            ClusterUse._num_uses -= 1
-            if ClusterUse._is_ours and ClusterUse._num_uses == 0:
-                ClusterUse._is_ours = False
+            self._session.num_uses -= 1
+            if self._session.is_ours and self._session.num_uses == 0 and self.is_alive():
                 ray.shutdown()
 
 

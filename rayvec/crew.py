@@ -55,11 +55,13 @@ class _BareLines:
         senders: the workers that can be told so, and how.
         receivers: the same workers, and how to receive and what takes what was received but is more than a byte.
         others: the rest.
+        has_far_others: there are some besides the caller itself, which have to be listened to at the same time.
     """
 
     def __init__(self, workers: Sequence[Worker]) -> None:
         lines = [(worker, worker.bare_line()) for worker in workers]
         self.others = [worker for worker, line in lines if line is None]
+        self.has_far_others = any(not worker.is_caller for worker in self.others)
         self.senders = [(worker, line.send) for worker, line in lines if line is not None]
         self.receivers = [(worker, line.receive, line.put_back) for worker, line in lines if line is not None]
         self._selector = selectors.DefaultSelector()
@@ -250,6 +252,8 @@ class Crew:
                         self.has_lost = True
                     if verb is Verb.START:
                         self._starting.discard(worker)
+                        if not worker.is_flushed():
+                            self._writers.add(worker)
                         if tuple(self._watched[worker]) != tuple(worker.descriptors()):
                             self._watch(worker)
                     if self._queue:
@@ -279,8 +283,10 @@ class Crew:
         timeout = None if deadline is None else max(deadline - time.monotonic(), 0.0)
         if self._awaits_lines:
             self._awaits_lines = False
-            self._take_from_lines(timeout)
-            return
+            assert self._lines is not None
+            if not self._lines.has_far_others:
+                self._take_from_lines(timeout)
+                return
         if self._writers:
             timeout = _FLUSH_INTERVAL if timeout is None else min(timeout, _FLUSH_INTERVAL)
         patience = min((worker.patience for worker in self._starting if worker.patience is not None), default=None)

@@ -16,6 +16,7 @@ How an actor is talked to is chosen for each by its node; the data is the same e
 from __future__ import annotations
 
 import atexit
+import contextlib
 import multiprocessing.util
 import weakref
 from collections.abc import Mapping, Sequence
@@ -141,6 +142,7 @@ class RayVectorEnv(ContractVectorEnv):
                     resources=asked,
                     transport=transport,
                     placement_timeout=placement_timeout,
+                    use=self._use,
                     caller_node=here,
                     seeds=seeds,
                     stored=stored,
@@ -187,7 +189,8 @@ _OPEN: weakref.WeakSet[RayVectorEnv] = weakref.WeakSet()
 def _close_open() -> None:
     """Before Ray ends, which was imported earlier and so ends later, its actors are closed."""
     for envs in list(_OPEN):
-        envs._free(_ABANDON_TIMEOUT)
+        with contextlib.suppress(Exception):
+            envs._free(_ABANDON_TIMEOUT)
 
 
 def _checked_num_actors(num_actors: Any, num_envs: int) -> int:

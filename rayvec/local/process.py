@@ -39,6 +39,9 @@ _EXIT_GRACE = 0.5
 """Seconds between the end of a connection and the end of the process behind it."""
 
 
+_START_METHOD = ("this start method", ", or use context='fork'")
+
+
 class CarriedEnvFns:
     """The env_fns of one worker on their way into it: by value where they cannot be inherited.
 
@@ -46,14 +49,15 @@ class CarriedEnvFns:
         env_fns: the functions.
         first: the index of the first one.
         inherited: the worker is forked off the caller; nothing has to be pickled.
+        reason: why they are pickled, and what else might be done, in words for an error.
 
     Raises:
         TypeError: one of them cannot be pickled and has to be.
     """
 
-    def __init__(self, env_fns: Sequence[EnvFn], first: int, inherited: bool) -> None:
+    def __init__(self, env_fns: Sequence[EnvFn], first: int, inherited: bool, reason: tuple[str, str] = _START_METHOD) -> None:
         self._env_fns: Sequence[EnvFn] | None = env_fns
-        self._pickled = b"" if inherited else _pickled_env_fns(env_fns, first)
+        self._pickled = b"" if inherited else _pickled_env_fns(env_fns, first, reason)
 
     def __call__(self) -> Sequence[EnvFn]:
         if self._env_fns is None:
@@ -68,7 +72,7 @@ class CarriedEnvFns:
         self._env_fns, self._pickled = None, state
 
 
-def _pickled_env_fns(env_fns: Sequence[EnvFn], first: int) -> bytes:
+def _pickled_env_fns(env_fns: Sequence[EnvFn], first: int, reason: tuple[str, str]) -> bytes:
     try:
         pickled: bytes = cloudpickle.dumps(list(env_fns))
         return pickled
@@ -78,8 +82,8 @@ def _pickled_env_fns(env_fns: Sequence[EnvFn], first: int) -> bytes:
                 cloudpickle.dumps(env_fn)
             except Exception as error:
                 raise TypeError(
-                    f"env_fns[{first + index}] cannot be pickled, which this start method needs: {error}. Build what cannot "
-                    "be pickled inside the function, or use context='fork'."
+                    f"env_fns[{first + index}] cannot be pickled, which {reason[0]} needs: {error}. Build what cannot "
+                    f"be pickled inside the function{reason[1]}."
                 ) from error
         raise TypeError(f"the env_fns cannot be pickled together: {whole}") from whole
 
