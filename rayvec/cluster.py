@@ -154,7 +154,7 @@ class ClusterUse:
 
 def _join_or_start() -> bool:
     """Returns whether it had to be started."""
-    address = services.canonicalize_bootstrap_address(None)
+    address = services.canonicalize_bootstrap_address(None)  # type: ignore[arg-type]
     if address is not None:
         # Left to find it by itself, Ray 2.60 loses its actors where several clusters run on one machine.
         ray.init(address=address, log_to_driver=False, logging_level=logging.ERROR)

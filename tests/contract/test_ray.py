@@ -20,11 +20,11 @@ from clusters import add_node, living_actors
 from engines import Engine, each, named
 from gymnasium import spaces
 from scripts import run_script, running_script
-from world import is_running, wait_until, wait_until_gone, within
+from world import is_running, notes_of, wait_until, wait_until_gone, within
 
 import rayvec
 from rayvec import PlacementError, RayVectorEnv, TransportError, WorkerLostError
-from rayvec.testing import CountingEnv, PlainLoop, assert_same
+from rayvec.testing import CountingEnv, GateEnv, PlainLoop, SlowEnv, assert_same
 
 pytestmark = [pytest.mark.timeout(120), pytest.mark.ray]
 
@@ -32,6 +32,24 @@ FNS = [partial(CountingEnv, index) for index in range(4)]
 CARTPOLES = [partial(gym.make, "CartPole-v1")] * 4
 ACTIONS = np.zeros(4, np.int64)
 TRANSPORTS = named("ray-shared-memory", "ray-object-store")
+
+
+class WideEnv(gym.Env[Any, Any]):
+    """Takes a large action, writes into it and says what it was."""
+
+    observation_space = spaces.Box(-np.inf, np.inf, (2,), np.float64)
+    action_space = spaces.Box(-np.inf, np.inf, (40_000,), np.float32)
+
+    def reset(self, *, seed: int | None = None, options: dict[str, Any] | None = None) -> tuple[Any, dict[str, Any]]:
+        """Begins."""
+        super().reset(seed=seed)
+        return np.zeros(2), {}
+
+    def step(self, action: Any) -> tuple[Any, float, bool, bool, dict[str, Any]]:
+        """Gives the first and the last number of the action."""
+        seen = np.array([action[0], action[-1]], np.float64)
+        action[:] = -1
+        return seen, float(action.sum()), False, False, {}
 
 
 # --- placement ----------------------------------------------------------------------------------------------
@@ -80,8 +98,8 @@ def test_wrong_options(options: dict[str, Any], told: str) -> None:
 
 def test_options_of_actors() -> None:
     """Fractions, strategies and a runtime_env reach Ray."""
-    options = {"num_cpus": 0.25, "scheduling_strategy": "SPREAD", "runtime_env": {"env_vars": {"RAYVEC_TEST": "7"}}}
-    with closing(RayVectorEnv([EnvVarEnv] * 4, **options)) as envs:  # type: ignore[list-item]
+    runtime_env = {"env_vars": {"RAYVEC_TEST": "7"}}
+    with closing(RayVectorEnv([EnvVarEnv] * 4, num_cpus=0.25, scheduling_strategy="SPREAD", runtime_env=runtime_env)) as envs:
         assert envs.get_attr("value") == ("7",) * 4
 
 
@@ -177,6 +195,57 @@ def test_a_node_is_removed() -> None:
             envs.close()
 
 
+@each(TRANSPORTS)
+def test_large_requests_to_a_new_actor(engine: Engine) -> None:
+    """A reset that starts an actor anew has to tell it more than a socket holds at once (its spaces), and hung."""
+    actions = np.ones((3, 40_000), np.float32)
+    with closing(engine.make([WideEnv] * 3, reset_timeout=30)) as envs:
+        envs.reset(seed=1)
+        os.kill(envs.actors[0].pid, signal.SIGKILL)
+        with pytest.raises(WorkerLostError):
+            envs.step(actions)
+        envs.reset(seed=1)
+        assert envs.step(actions)[0].tolist() == [[1, 1]] * 3
+
+
+@each(TRANSPORTS)
+def test_asked_to_end_in_a_step(engine: Engine, tmp_path: Path) -> None:
+    """SIGTERM ends an actor; Ray made it a SystemExit of the env, which ended the caller."""
+    gate = tmp_path / "gate"
+    fns: list[Any] = [CountingEnv, partial(GateEnv, gate)]
+    with closing(engine.make(fns)) as envs:
+        envs.reset(seed=1)
+        envs.step_async(np.zeros(2, np.int64))
+        os.kill(envs.actors[1].pid, signal.SIGTERM)
+        with within(3), pytest.raises(WorkerLostError):
+            envs.step_wait()
+        gate.touch()
+
+
+@each(named("ray-two-nodes"))
+def test_a_death_far_away_is_told_at_once(engine: Engine) -> None:
+    """Not only when the actors on the caller's node have finished their long steps."""
+    with closing(engine.make([partial(SlowEnv, 5.0), CountingEnv])) as envs:
+        far = next(actor for actor in envs.actors if actor.transport == "object_store")
+        near_is_slow = list(far.envs) == [1]
+        envs.reset(seed=1)
+        envs.step_async(np.zeros(2, np.int64))
+        os.kill(far.pid, signal.SIGKILL)
+        with within(3 if near_is_slow else 8), pytest.raises(WorkerLostError):
+            envs.step_wait()
+        envs.close(terminate=True)
+
+
+@pytest.mark.parametrize("transport", ["auto", "shared_memory"])
+def test_ray_refuses_to_place(transport: str) -> None:
+    """What Ray refuses at once is told in the same words as what it never places."""
+    from ray.util.scheduling_strategies import NodeAffinitySchedulingStrategy
+
+    nowhere = NodeAffinitySchedulingStrategy("0" * 56, soft=False)
+    with pytest.raises(PlacementError, match=r"not placed.*the cluster has"):
+        RayVectorEnv(FNS, num_actors=1, transport=transport, scheduling_strategy=nowhere)
+
+
 # --- code and data ------------------------------------------------------------------------------------------
 
 
@@ -202,22 +271,18 @@ def test_a_module_that_is_not_there(tmp_path: Path, monkeypatch: pytest.MonkeyPa
     sys.modules.pop("only_here")
 
 
-class WideEnv(gym.Env[Any, Any]):
-    """Takes a large action, writes into it and says what it was."""
+def import_in_vain() -> Any:
+    """An env_fn that needs what is nowhere."""
+    import no_such_simulator  # type: ignore[import-not-found]
 
-    observation_space = spaces.Box(-np.inf, np.inf, (2,), np.float64)
-    action_space = spaces.Box(-np.inf, np.inf, (40_000,), np.float32)
+    return no_such_simulator
 
-    def reset(self, *, seed: int | None = None, options: dict[str, Any] | None = None) -> tuple[Any, dict[str, Any]]:
-        """Begins."""
-        super().reset(seed=seed)
-        return np.zeros(2), {}
 
-    def step(self, action: Any) -> tuple[Any, float, bool, bool, dict[str, Any]]:
-        """Gives the first and the last number of the action."""
-        seen = np.array([action[0], action[-1]], np.float64)
-        action[:] = -1
-        return seen, float(action.sum()), False, False, {}
+def test_a_module_that_an_env_fn_imports() -> None:
+    """The error is the env_fn's own; a note points at runtime_env."""
+    with pytest.raises(ModuleNotFoundError, match="no_such_simulator") as caught:
+        RayVectorEnv([import_in_vain], num_actors=1)
+    assert "runtime_env" in notes_of(caught.value)
 
 
 @each(TRANSPORTS)
@@ -227,7 +292,12 @@ def test_large_actions(engine: Engine, monkeypatch: pytest.MonkeyPatch) -> None:
 
     puts: list[Any] = []
     put = ray.put
-    monkeypatch.setattr(ray, "put", lambda value: puts.append(value) or put(value))
+
+    def counted(value: Any) -> Any:
+        puts.append(value)
+        return put(value)
+
+    monkeypatch.setattr(ray, "put", counted)
     with closing(engine.make([WideEnv] * 3)) as envs:
         envs.reset(seed=1)
         for step in range(3):
@@ -276,7 +346,7 @@ assert ray.is_initialized()
 
 @pytest.fixture
 def own_ray(monkeypatch: pytest.MonkeyPatch) -> Iterator[None]:
-    """Scripts find no other Ray than their own. (The path is short, for it is part of the names of sockets.)"""
+    """Scripts find no other Ray than their own. The path is short, for it is part of the names of sockets."""
     with tempfile.TemporaryDirectory(prefix="ray", dir="/tmp", ignore_cleanup_errors=True) as folder:
         monkeypatch.setenv("RAY_TMPDIR", folder)
         yield
@@ -314,6 +384,51 @@ def test_a_ray_that_is_there_stays(tmp_path: Path) -> None:
 def test_ray_ends_first(tmp_path: Path) -> None:
     """Closing works though the caller has ended Ray before, and ends the script."""
     script = run_script(tmp_path, OWN_RAY + "ray.shutdown()\nenvs.close()")
+    assert script.returncode == 0, script.stderr
+
+
+@pytest.mark.usefixtures("own_ray")
+def test_another_ray_meanwhile(tmp_path: Path) -> None:
+    """A vector env whose Ray was ended says so, ends no other Ray, and starts none."""
+    script = run_script(
+        tmp_path,
+        OWN_RAY
+        + """
+import logging
+ray.shutdown()
+for call in (lambda: envs.step(ACTIONS), envs.reset):
+    try:
+        call()
+    except rayvec.RayvecError as error:
+        print(type(error).__name__)
+    assert not ray.is_initialized()
+ray.init(address="local", num_cpus=1, include_dashboard=False, logging_level=logging.ERROR, log_to_driver=False)
+envs.close()
+assert ray.is_initialized()
+""",
+        timeout=60,
+    )
+    assert script.returncode == 0, script.stderr
+    assert script.stdout.split() == ["WorkerLostError", "PlacementError"]
+
+
+@pytest.mark.usefixtures("own_ray")
+def test_a_forked_process_closes(tmp_path: Path) -> None:
+    """It disturbs neither the vector env nor Ray, and ends."""
+    script = run_script(
+        tmp_path,
+        OWN_RAY
+        + """
+child = os.fork()
+if child == 0:
+    envs.close()
+    os._exit(7)
+assert os.waitstatus_to_exitcode(os.waitpid(child, 0)[1]) == 7
+envs.step(ACTIONS)
+envs.close()
+""",
+        timeout=60,
+    )
     assert script.returncode == 0, script.stderr
 
 
