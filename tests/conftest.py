@@ -6,6 +6,7 @@ import gc
 import multiprocessing
 import time
 from collections.abc import Generator, Iterator
+from typing import Any
 
 import pytest
 from clusters import ensure_cluster, stop_cluster
@@ -19,7 +20,7 @@ _has_failed = pytest.StashKey[bool]()
 
 def pytest_addoption(parser: pytest.Parser) -> None:
     """How much to try."""
-    parser.addoption("--all-engines", action="store_true", help="every test on every configuration of Ray too: half an hour")
+    parser.addoption("--all-engines", action="store_true", help="every test on every configuration: half an hour")
 
 
 def pytest_configure(config: pytest.Config) -> None:
@@ -28,6 +29,47 @@ def pytest_configure(config: pytest.Config) -> None:
     # Python 3.12 warns of fork in a process with threads; the runner's time limit is one.
     config.addinivalue_line("filterwarnings", "ignore:This process .* is multi-threaded:DeprecationWarning")
     multiprocessing.get_context("forkserver").set_forkserver_preload(["rayvec", "rayvec.testing"])
+
+
+_SAMPLE = {
+    "ray-shared-memory": ["test_killed_while_idle", "test_dies_in_the_constructor"],
+    "ray-object-store": ["test_killed_while_idle", "test_dies_in_a_reset"],
+}
+_SAMPLED_IN_RULES = ("ray-two-nodes", "async-workers-1", "async-caller-each")
+_SAMPLE_RULES = [
+    "next_step_autoreset",
+    "same_step_autoreset",
+    "info_layout",
+    "space_nested",
+    "space_dict_with_graph_and_sequence",
+    "actions_are_the_envs",
+    "attributes",
+    "several_errors",
+    "odd_errors",
+    "timed_out_wait",
+    "close_while_pending",
+]
+"""What is tried over Ray, where a worker takes half a second to start, without ``--all-engines``; and test_ray.py. The rules
+that are tried on configurations of which every part is tried on others too."""
+
+
+def pytest_collection_modifyitems(config: pytest.Config, items: list[pytest.Item]) -> None:
+    """Leaves out what takes long and tells little, unless asked for."""
+    if config.getoption("--all-engines"):
+        return
+    kept = [item for item in items if _is_sampled(item)]
+    config.hook.pytest_deselected(items=[item for item in items if item not in kept])
+    items[:] = kept
+
+
+def _is_sampled(item: pytest.Item) -> bool:
+    params = item.callspec.params if isinstance(item, pytest.Function) and hasattr(item, "callspec") else {}
+    engine: Any = params.get("engine")
+    if engine is None or item.get_closest_marker("ray"):
+        return True
+    if item.name.startswith("test_rule[") and engine.id in _SAMPLED_IN_RULES:
+        return params["name"] in _SAMPLE_RULES
+    return not engine.is_ray or getattr(item, "originalname", "") in _SAMPLE.get(engine.id, ())
 
 
 @pytest.hookimpl(wrapper=True)

@@ -38,6 +38,8 @@ class Engine:
         in_caller: the first worker is the calling process itself.
         start_method: how its processes are started; None: it has none.
         is_ray: its sub-envs live in Ray actors.
+        start_seconds: what starting a worker may take more than elsewhere.
+        can_fork_caller: a process forked off the caller does no harm (to a caller that has joined a Ray cluster it may).
     """
 
     id: str
@@ -49,6 +51,8 @@ class Engine:
     in_caller: bool = False
     start_method: str | None = "fork"
     is_ray: bool = False
+    start_seconds: float = 0.0
+    can_fork_caller: bool = True
 
     def make(self, env_fns: Sequence[Callable[[], Any]], **kwargs: Any) -> Any:
         """The vector env over ``env_fns``."""
@@ -84,7 +88,16 @@ def _async(name: str, *, num_workers: int | None = None, in_caller: bool = False
 def _ray(name: str, *, num_actors: int | None = None, base: Callable[..., Any] | None = None, **options: Any) -> Engine:
     if num_actors is not None:
         options["num_actors"] = num_actors
-    return Engine(name, base or _make_ray, options, num_workers=num_actors, start_method=None, is_ray=True)
+    return Engine(
+        name,
+        base or _make_ray,
+        options,
+        num_workers=num_actors,
+        start_method=None,
+        is_ray=True,
+        start_seconds=5.0,
+        can_fork_caller=False,
+    )
 
 
 def _make_ray(env_fns: Sequence[Callable[[], Any]], **options: Any) -> Any:

@@ -64,7 +64,8 @@ def test_a_thousand_resets(engine: Engine) -> None:
         resets(300)
         gc.collect()
         before = World.now()
-        pids = [os.getpid(), *(process.pid for process in descendants_of(os.getpid()))]
+        workers = (actor.pid for actor in envs.actors) if engine.is_ray else (p.pid for p in descendants_of(os.getpid()))
+        pids = [os.getpid(), *workers]
         memory = {pid: resident_bytes(pid) for pid in pids}
         resets(1000)
         gc.collect()

@@ -94,7 +94,7 @@ def test_failing_constructor(engine: Engine, position: int, tmp_path: Path) -> N
     """It raises the env_fn's own error, at once, and closes the sub-envs that were built."""
     log = tmp_path / "log"
     error = LookupError("no such simulator", 3)
-    with within(1.0), pytest.raises(LookupError) as caught:
+    with within(1.0 + engine.start_seconds), pytest.raises(LookupError) as caught:
         engine.make(with_one(position, partial(RaisingEnv, on="init", error=error), log=log))
     assert caught.value.args == error.args
     told = notes_of(caught.value)
@@ -125,7 +125,7 @@ def test_several_failing_constructors(engine: Engine, tmp_path: Path) -> None:
     fns = counting(log=log)
     for index in (1, 2, 4):
         fns[index] = partial(RaisingEnv, on="init", error=LookupError(index), index=index, log=log)
-    with within(1.5), pytest.raises(LookupError) as caught:
+    with within(1.5 + engine.start_seconds), pytest.raises(LookupError) as caught:
         engine.make(fns)
     assert caught.value.args == (1,)
     assert_all_closed(log, but=[1, 2, 4])
@@ -422,7 +422,7 @@ def test_garbage_collection_with_a_stuck_env(engine: Engine, tmp_path: Path) -> 
 
 
 @pytest.mark.filterwarnings("ignore:This process")
-@each(FEW)
+@each(FEW, needs="can_fork_caller")
 @pytest.mark.parametrize("what", ["drop", "close"])
 def test_forked_child_of_the_caller_does_no_harm(engine: Engine, what: str, tmp_path: Path) -> None:
     """A process forked off the caller that drops or closes its copy of the vector env leaves the caller's alone."""
