@@ -6,10 +6,10 @@ import gc
 import multiprocessing
 import time
 from collections.abc import Generator, Iterator
-from typing import Any
 
 import pytest
 from clusters import ensure_cluster, stop_cluster
+from engines import Engine
 from world import World
 
 _SETTLING_SECONDS = 3.0
@@ -64,8 +64,8 @@ def pytest_collection_modifyitems(config: pytest.Config, items: list[pytest.Item
 
 def _is_sampled(item: pytest.Item) -> bool:
     params = item.callspec.params if isinstance(item, pytest.Function) and hasattr(item, "callspec") else {}
-    engine: Any = params.get("engine")
-    if engine is None or item.get_closest_marker("ray"):
+    engine = params.get("engine")
+    if not isinstance(engine, Engine) or item.get_closest_marker("ray"):
         return True
     if item.name.startswith("test_rule[") and engine.id in _SAMPLED_IN_RULES:
         return params["name"] in _SAMPLE_RULES

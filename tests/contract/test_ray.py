@@ -137,6 +137,36 @@ def test_shared_memory_on_another_node() -> None:
         RayVectorEnv(FNS, num_actors=1, transport="shared_memory", scheduling_strategy=strategy)
 
 
+# --- by name ------------------------------------------------------------------------------------------------
+
+
+def test_make_vec() -> None:
+    """``make_vec`` gives the engine with its options, and again from the vector env's own spec."""
+    with closing(rayvec.make_vec("CartPole-v1", 3, "ray", vector_kwargs={"num_actors": 2, "num_cpus": 0.1})) as envs:
+        assert isinstance(envs, RayVectorEnv)
+        assert [list(actor.envs) for actor in envs.actors] == [[0, 1], [2]]
+        spec = envs.spec
+    assert spec is not None
+    with closing(rayvec.make_vec(spec)) as again:
+        assert isinstance(again, RayVectorEnv)
+        assert (again.num_envs, again.spec) == (3, spec)
+    with pytest.raises(TypeError, match="did you mean 'num_actors'"):
+        rayvec.make_vec("CartPole-v1", 3, "ray", vector_kwargs={"num_actor": 2})
+
+
+def test_register() -> None:
+    """Whatever asks Gymnasium for a vector env gets Ray underneath."""
+    name = rayvec.register("CartPole-v1", engine="ray", namespace="on-ray", num_cpus=0.5)
+    try:
+        with closing(gym.make_vec(name, num_envs=8)) as envs:
+            assert isinstance(envs.unwrapped, RayVectorEnv)
+            assert len(envs.unwrapped.actors) == envs.num_envs == 8
+            with closing(PlainLoop([partial(gym.make, "CartPole-v1")] * 8, "NextStep")) as loop:
+                assert_same(loop.reset(seed=5)[0], envs.reset(seed=5)[0], "reset")
+    finally:
+        gym.registry.pop(name)
+
+
 # --- deaths -------------------------------------------------------------------------------------------------
 
 
