@@ -20,7 +20,7 @@ _has_failed = pytest.StashKey[bool]()
 
 def pytest_addoption(parser: pytest.Parser) -> None:
     """How much to try."""
-    parser.addoption("--all-engines", action="store_true", help="every test on every configuration: half an hour")
+    parser.addoption("--all-engines", action="store_true", help="every test on every configuration: an hour")
 
 
 def pytest_configure(config: pytest.Config) -> None:
