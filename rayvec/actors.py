@@ -417,6 +417,7 @@ class ActorWorker(Worker):
         self._handle: Any = None
         self._bell: _Bell
         self._ended: _Bell
+        self._serving: Future[Any] | None = None
         self._place: Place | None = None
         self._cause: BaseException | None = None
         self._pidfd = -1
@@ -434,7 +435,7 @@ class ActorWorker(Worker):
             )
         # New ones each time: callbacks of an earlier actor must not ring a later one's.
         self._bell, self._ended = _Bell(), _Bell()
-        self._cause = self._place = None
+        self._cause = self._place = self._serving = None
         try:
             self._create()
         except BaseException:
