@@ -156,7 +156,7 @@ def test_make_vec() -> None:
 
 def test_register() -> None:
     """Whatever asks Gymnasium for a vector env gets Ray underneath."""
-    name = rayvec.register("CartPole-v1", engine="ray", namespace="on-ray", num_cpus=0.5)
+    name = rayvec.register("CartPole-v1", engine="ray", namespace="on-ray", num_cpus=0.1)
     try:
         with closing(gym.make_vec(name, num_envs=8)) as envs:
             assert isinstance(envs.unwrapped, RayVectorEnv)
