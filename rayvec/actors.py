@@ -10,7 +10,7 @@
       │ ◀──────────────────────────────────────────────────── spaces, metadata, or why it failed
       │
       │ on the caller's node:  serve() ─────────────────────▶ from here on the local engine's own worker loop
-      │                        a byte each way on a Unix socket, rows in shared memory
+      │                        a bell each way, rows in shared memory, the rest over a Unix socket
       │ on another:            ask() ───────────────────────▶ one actor call for each request; one object comes back
                                                               with all rows of the actor's sub-envs
 
@@ -365,8 +365,8 @@ class _StoreLine:
     def bare_line(self) -> None:
         return None
 
-    def fileno(self) -> int:
-        return self._bell.fileno()
+    def descriptors(self) -> tuple[int, ...]:
+        return (self._bell.fileno(),)
 
     def close(self) -> None:
         self._asked.clear()
@@ -570,7 +570,7 @@ class ActorWorker(Worker):
             return ()
         if self._line is None:
             return (self._bell.fileno(),)
-        return (self._line.fileno(), self._end())
+        return (*self._line.descriptors(), self._end())
 
     def exit_descriptor(self) -> int | None:
         return self._end() if self._handle is not None and self._line is not None else None

@@ -40,7 +40,6 @@ LOST: Final = _Lost()
 """In place of a reply: the worker has died, and owes nothing any more."""
 
 _STEP = StepPayload(None)
-_STEP_BYTE = bytes([Verb.STEP])
 
 _TERMINATE_GRACE = 0.4
 """Seconds between asking processes to end and ending them."""
@@ -49,11 +48,11 @@ _FLUSH_INTERVAL = 0.005
 
 
 class _BareLines:
-    """The shortest way to tell workers to step and to hear that they have: a byte each way, in tight loops.
+    """The shortest way to tell workers to step and to hear that they have, in tight loops.
 
     Attributes:
-        senders: the workers that can be told so, and how.
-        receivers: the same workers, and how to receive and what takes what was received but is more than a byte.
+        tells: the workers that can be told so, and how.
+        takes: the same workers, and how to take their replies.
         others: the rest.
         has_far_others: there are some besides the caller itself, which have to be listened to at the same time.
     """
@@ -62,15 +61,18 @@ class _BareLines:
         lines = [(worker, worker.bare_line()) for worker in workers]
         self.others = [worker for worker, line in lines if line is None]
         self.has_far_others = any(not worker.is_caller for worker in self.others)
-        self.senders = [(worker, line.send) for worker, line in lines if line is not None]
-        self.receivers = [(worker, line.receive, line.put_back) for worker, line in lines if line is not None]
+        self.tells = [(worker, line.tell) for worker, line in lines if line is not None]
+        self.takes = [(worker, line.take) for worker, line in lines if line is not None]
         self._selector = selectors.DefaultSelector()
-        for worker, _ in self.senders:
-            descriptor = worker.exit_descriptor()
-            if descriptor is not None:
-                self._selector.register(descriptor, selectors.EVENT_READ)
-        if self.senders:
-            self._selector.register(self.senders[-1][0].descriptors()[0], selectors.EVENT_READ)
+        last: Sequence[int] = ()
+        for worker, line in lines:
+            if line is not None:
+                last = line.descriptors
+                descriptor = worker.exit_descriptor()
+                if descriptor is not None:
+                    self._selector.register(descriptor, selectors.EVENT_READ)
+        for descriptor in last:
+            self._selector.register(descriptor, selectors.EVENT_READ)
 
     def wait_for_last(self, timeout: float | None) -> bool:
         """Waits for a reply of the worker that was told last, or the end of any; returns whether one has come."""
@@ -127,6 +129,8 @@ class Crew:
 
     def _watch(self, worker: Worker) -> None:
         """Listens to what ``worker`` says can be listened to now."""
+        if tuple(self._watched.get(worker, ())) == tuple(worker.descriptors()):
+            return
         for descriptor in self._watched.pop(worker, ()):
             self._selector.unregister(descriptor)
         self._watched[worker] = worker.descriptors()
@@ -137,6 +141,7 @@ class Crew:
         """Gives ``worker`` its memory."""
         owed = len(worker.owed)
         worker.attach(batch, block)
+        self._watch(worker)
         self._drop_lines()
         if not worker.is_flushed():
             self._writers.add(worker)
@@ -178,14 +183,14 @@ class Crew:
         with self._untorn():
             if lines.others:
                 self.ask((worker, Verb.STEP, _STEP) for worker in lines.others)
-            for worker, _ in lines.senders:
+            for worker, _ in lines.tells:
                 worker.owed.append(Verb.STEP)
-            self.num_owed += len(lines.senders)
-            self._awaits_lines = bool(lines.senders)
+            self.num_owed += len(lines.tells)
+            self._awaits_lines = bool(lines.tells)
             # Workers that wake want this core: tell the others quickly.
-            for worker, send in lines.senders:
+            for worker, tell in lines.tells:
                 try:
-                    send(_STEP_BYTE)
+                    tell()
                 except OSError:
                     # Its socket is full, or it has died, which is noticed later.
                     worker.owed.pop()
@@ -254,8 +259,7 @@ class Crew:
                         self._starting.discard(worker)
                         if not worker.is_flushed():
                             self._writers.add(worker)
-                        if tuple(self._watched[worker]) != tuple(worker.descriptors()):
-                            self._watch(worker)
+                        self._watch(worker)
                     if self._queue:
                         self._send_queued()
                     return worker, verb, reply
@@ -317,16 +321,15 @@ class Crew:
         assert self._lines is not None
         if not self._lines.wait_for_last(timeout):
             return
-        for worker, receive, put_back in self._lines.receivers:
+        for worker, take in self._lines.takes:
             try:
-                data = receive(65536)
+                is_all = take()
             except OSError:
                 continue
-            if data == _STEP_BYTE:
+            if is_all:
                 worker.owed.popleft()
                 self.num_owed -= 1
             else:
-                put_back(data)
                 self._ready[worker] = False
 
     def _drop_flushed(self) -> None:

@@ -6,7 +6,7 @@
     step(actions) ─▶│ rows 0..k │ rows k..m │ rows m..n│─▶ results
                     └─────▲───────────▲───────────▲───┘
           shared memory,  │           │           │  one actor call and one object each step
-          a byte each way │           │           │
+          a bell each way │           │           │
                      actor 0       actor 1     actor 2
                      on the caller's node      on another node
 

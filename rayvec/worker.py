@@ -28,17 +28,18 @@ Reply = Any
 
 
 class BareLine(NamedTuple):
-    """A worker's socket, for requests and replies that are one byte.
+    """The shortest way to tell a worker that owes nothing to step, and to hear that it has.
 
     Attributes:
-        send: sends bytes; raises OSError if they cannot leave at once.
-        receive: receives up to so many bytes; raises OSError if there are none yet.
-        put_back: takes received bytes that turn out to be more than one reply, for :meth:`Worker.poll` to look at.
+        tell: tells it; raises OSError if that cannot be done at once.
+        take: takes its reply if that says only that it is done; raises OSError if there is none of that kind yet. Gives
+            something false if more has come, which :meth:`Worker.poll` will tell.
+        descriptors: what becomes readable when there is a reply of any kind.
     """
 
-    send: Callable[[bytes], int]
-    receive: Callable[[int], bytes]
-    put_back: Callable[[bytes], None]
+    tell: Callable[[], object]
+    take: Callable[[], object]
+    descriptors: Sequence[int]
 
 
 class Worker(ABC):
@@ -87,7 +88,7 @@ class Worker(ABC):
         """
 
     def bare_line(self) -> BareLine | None:
-        """How to send it single bytes and receive them, past everything else; None where it needs more than that."""
+        """The shortest way to have it step; None where that needs more than being told."""
         return None
 
     @abstractmethod
@@ -106,7 +107,7 @@ class Worker(ABC):
     def descriptors(self) -> Sequence[int]:
         """What becomes readable when :meth:`poll` may have something to say; none: it answers when polled.
 
-        They may be others once the reply to START is taken.
+        They may be others once it is attached or the reply to START is taken.
         """
 
     def exit_descriptor(self) -> int | None:

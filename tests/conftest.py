@@ -35,7 +35,14 @@ _SAMPLE = {
     "ray-shared-memory": ["test_killed_while_idle", "test_dies_in_the_constructor"],
     "ray-object-store": ["test_killed_while_idle", "test_dies_in_a_reset"],
 }
-_SAMPLED_IN_RULES = ("ray-two-nodes", "async-workers-1", "async-caller-each", "async-concurrency", "async-forkserver")
+_SAMPLED_IN_RULES = (
+    "ray-two-nodes",
+    "async-workers-1",
+    "async-caller-each",
+    "async-concurrency",
+    "async-forkserver",
+    "async-sockets",
+)
 _SAMPLE_RULES = [
     "next_step_autoreset",
     "same_step_autoreset",

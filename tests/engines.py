@@ -15,11 +15,13 @@ from __future__ import annotations
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Any
+from unittest import mock
 
 import pytest
 from clusters import ensure_cluster, on_two_nodes
 
 import rayvec
+from rayvec.local.bells import Bells
 
 __all__ = ["ENGINES", "FEW", "ONE_EACH", "START_METHODS", "Engine", "each", "named"]
 
@@ -85,6 +87,12 @@ def _async(name: str, *, num_workers: int | None = None, in_caller: bool = False
     return Engine(name, rayvec.AsyncVectorEnv, options, num_workers=num_workers, in_caller=in_caller, start_method=start_method)
 
 
+def _over_sockets(env_fns: Sequence[Callable[[], Any]], **options: Any) -> Any:
+    """What a platform without bells does; a worker that is started again may have them."""
+    with mock.patch.object(Bells, "make", return_value=None):
+        return rayvec.AsyncVectorEnv(env_fns, **options)
+
+
 def _ray(name: str, *, num_actors: int | None = None, base: Callable[..., Any] | None = None, **options: Any) -> Engine:
     if num_actors is not None:
         options["num_actors"] = num_actors
@@ -127,6 +135,7 @@ ENGINES = {
         _async("async-concurrency", max_concurrency=2),
         _async("async-forkserver", num_workers=2, context="forkserver"),
         _async("async-spawn", num_workers=2, context="spawn"),
+        Engine("async-sockets", _over_sockets, {"num_workers": 2, "context": "fork"}, num_workers=2),
         _ray("ray"),
         _ray("ray-actors-2", num_actors=2),
         _ray("ray-actors-3", num_actors=3),

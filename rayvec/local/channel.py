@@ -8,16 +8,24 @@ high bit set eight bytes of length and a payload follow::
     └──────┘          └──────┴────────────┴─────────────┘
                        | 0x80
 
+Where the platform has :mod:`~rayvec.local.bells`, that byte becomes the ring of a bell once the worker has its memory.
+
 The worker's end blocks. The caller's end never does, in neither direction, so that no stuck worker can hold the caller:
 what the socket does not take at once waits in an outbox, and half a frame waits for its other half.
 """
 
 from __future__ import annotations
 
+import contextlib
+import os
 import socket
 import struct
 from collections import deque
 from collections.abc import Callable
+from functools import partial
+
+from rayvec.local import bells
+from rayvec.local.bells import Bells
 
 __all__ = ["CallerChannel", "Frame", "WorkerChannel"]
 
@@ -25,6 +33,7 @@ _HAS_PAYLOAD = 0x80
 _LENGTH = struct.Struct("<Q")
 _HEADER_SIZE = 1 + _LENGTH.size
 _SMALL = 16384
+_MOST_DESCRIPTORS = 8
 _BARE = [bytes([code]) for code in range(_HAS_PAYLOAD)]
 
 Frame = tuple[int, "memoryview | None"]
@@ -44,12 +53,26 @@ class WorkerChannel:
 
     def __init__(self, sock: socket.socket) -> None:
         self._socket = sock
+        self._bells: Bells | None = None
+        self._rung: Frame = (0, None)
+        self._was_rung = False
+        self._num_frames = 0
         sock.setblocking(True)
+
+    def listen_to(self, pair: Bells, code: int) -> None:
+        """Waits for bells from now on, which this end closes: they stand for the bare ``code``."""
+        for descriptor in pair:
+            os.set_inheritable(descriptor, False)
+        self._bells = pair
+        self._rung = (code, None)
 
     def send(self, code: int, *parts: bytes | memoryview) -> None:
         """Sends a frame; ``parts``, if any, make up its payload. Raises EOFError when the caller is gone."""
         try:
             if not parts:
+                if self._was_rung and self._bells is not None:
+                    os.write(self._bells.done, bells.STEP)
+                    return
                 self._socket.sendall(_BARE[code])
                 return
             for part in _framed(code, parts):
@@ -59,6 +82,17 @@ class WorkerChannel:
 
     def receive(self) -> Frame:
         """Waits for the next frame. Raises EOFError when the caller is gone."""
+        if self._bells is not None:
+            if not self._num_frames:
+                self._was_rung = True
+                data = os.read(self._bells.asked, 8)
+                if data == bells.STEP:
+                    return self._rung
+                self._num_frames, steps = bells.frames_and_steps(data)
+                if steps:
+                    return self._rung
+            self._num_frames -= 1
+            self._was_rung = False
         try:
             data = self._socket.recv(1)
         except ConnectionError:
@@ -71,26 +105,29 @@ class WorkerChannel:
         (length,) = _LENGTH.unpack(self._exactly(_LENGTH.size))
         return code & ~_HAS_PAYLOAD, memoryview(self._exactly(length))
 
-    def receive_descriptor(self) -> int:
-        """Waits for the file descriptor that follows the frame just received."""
+    def receive_descriptors(self) -> list[int]:
+        """Waits for the file descriptors that follow the frame just received."""
         try:
-            _, descriptors, _, _ = socket.recv_fds(self._socket, 1, 1)
+            _, descriptors, _, _ = socket.recv_fds(self._socket, 1, _MOST_DESCRIPTORS)
         except ConnectionError:
             raise EOFError from None
         if not descriptors:
             raise EOFError
-        return descriptors[0]
+        return descriptors
 
     def hang_up(self) -> None:
         """Makes a thread that waits in :meth:`receive` see the end."""
-        try:
+        with contextlib.suppress(OSError):
             self._socket.shutdown(socket.SHUT_RDWR)
-        except OSError:
-            pass
+        if self._bells is not None:
+            os.write(self._bells.asked, bells.HANG_UP)
 
     def close(self) -> None:
-        """Closes the socket."""
+        """Closes the socket, and the bells."""
         self._socket.close()
+        if self._bells is not None:
+            self._bells.close()
+            self._bells = None
 
     def _exactly(self, count: int) -> bytes | bytearray:
         try:
@@ -111,28 +148,43 @@ class WorkerChannel:
 
 
 class CallerChannel:
-    """The caller's end: neither sending nor receiving blocks.
-
-    Attributes:
-        send_now: sends bytes past the outbox, which must be empty; raises OSError if the socket does not take them.
-        receive_now: receives bytes past :meth:`poll`, which must not be in the middle of a frame; raises OSError if there
-            are none.
-    """
+    """The caller's end: neither sending nor receiving blocks."""
 
     def __init__(self, sock: socket.socket) -> None:
         self._socket = sock
         sock.setblocking(False)
-        self.send_now: Callable[[bytes], int] = sock.send
-        self.receive_now: Callable[[int], bytes] = sock.recv
-        self._outbox: deque[memoryview | int] = deque()
+        self._bells: Bells | None = None
+        self._rung: Frame = (0, None)
+        self._outbox: deque[memoryview | tuple[int, ...]] = deque()
         self._inbox = bytearray()
         self._body: memoryview | None = None
         self._filled = 0
         self._code = 0
 
-    def fileno(self) -> int:
-        """The socket's descriptor: readable when :meth:`poll` has something to tell."""
-        return self._socket.fileno()
+    def ring_with(self, pair: Bells, code: int) -> None:
+        """The worker waits for bells from now on, of which this end is closed with the channel."""
+        self._bells = pair
+        self._rung = (code, None)
+
+    def descriptors(self) -> tuple[int, ...]:
+        """What becomes readable when :meth:`poll` has something to tell."""
+        return (self._socket.fileno(),) if self._bells is None else (self._bells.done, self._socket.fileno())
+
+    def bare_calls(self, code: int) -> tuple[Callable[[], object], Callable[[], object]]:
+        """The shortest way to send a bare ``code``, and to take the same as the reply; while nothing else is owed.
+
+        Both raise OSError where that cannot be done now. Taking gives something false if more than that has come, and
+        :meth:`poll` tells what.
+        """
+        if self._bells is not None:
+            return partial(os.write, self._bells.asked, bells.STEP), partial(os.read, self._bells.done, 8)
+        return partial(self._socket.send, _BARE[code]), partial(self._take_bare, _BARE[code])
+
+    def _take_bare(self, due: bytes) -> bool:
+        data = self._socket.recv(65536)
+        if data != due:
+            self._inbox += data
+        return data == due
 
     def post(self, code: int, *parts: bytes | memoryview) -> bool:
         """Sends a frame, or as much of it as the socket takes now; :meth:`flush` sends the rest.
@@ -143,6 +195,13 @@ class CallerChannel:
         Raises:
             EOFError: the worker is gone.
         """
+        try:
+            return self._posted(code, parts)
+        finally:
+            if self._bells is not None:
+                os.write(self._bells.asked, bells.FRAME)
+
+    def _posted(self, code: int, parts: tuple[bytes | memoryview, ...]) -> bool:
         if not parts and not self._outbox:
             try:
                 self._socket.send(_BARE[code])
@@ -158,12 +217,12 @@ class CallerChannel:
         if self.flush():
             return True
         # What is left may be a view of memory that changes before it is sent.
-        self._outbox = deque(item if isinstance(item, int) else memoryview(bytes(item)) for item in self._outbox)
+        self._outbox = deque(item if isinstance(item, tuple) else memoryview(bytes(item)) for item in self._outbox)
         return False
 
-    def post_descriptor(self, descriptor: int) -> None:
-        """Sends a file descriptor behind the frame just posted."""
-        self._outbox.append(descriptor)
+    def post_descriptors(self, *descriptors: int) -> None:
+        """Sends file descriptors behind the frame just posted."""
+        self._outbox.append(descriptors)
         self.flush()
 
     def flush(self) -> bool:
@@ -172,8 +231,8 @@ class CallerChannel:
             while self._outbox:
                 item = self._outbox.popleft()
                 try:
-                    if isinstance(item, int):
-                        socket.send_fds(self._socket, [b"\0"], [item])
+                    if isinstance(item, tuple):
+                        socket.send_fds(self._socket, [b"\0"], item)
                         continue
                     sent = self._socket.send(item)
                 except BlockingIOError:
@@ -190,12 +249,12 @@ class CallerChannel:
         """Whether everything posted has left."""
         return not self._outbox
 
-    def put_back(self, data: bytes) -> None:
-        """Takes what :attr:`receive_now` has received, as if it had not."""
-        self._inbox += data
-
     def poll(self) -> Frame | None:
         """The next frame if all of it is here, else None. Raises EOFError when the worker is gone."""
+        if self._bells is not None:
+            with contextlib.suppress(BlockingIOError):
+                os.read(self._bells.done, 8)
+                return self._rung
         while True:
             frame = self._parsed() if self._inbox or self._body is not None else None
             if frame is not None:
@@ -238,6 +297,9 @@ class CallerChannel:
         return self._code, body
 
     def close(self) -> None:
-        """Closes the socket; what has not left is dropped."""
+        """Closes the socket and the bells; what has not left is dropped."""
         self._outbox.clear()
         self._socket.close()
+        if self._bells is not None:
+            self._bells.close()
+            self._bells = None

@@ -13,6 +13,7 @@ from typing import Any
 
 from rayvec import serialise
 from rayvec.batch import Batch
+from rayvec.local.bells import Bells
 from rayvec.local.channel import CallerChannel, Frame
 from rayvec.local.memory import SharedBlock
 from rayvec.local.serve import AttachPayload, decode_reply, encode_request, undecodable_reply
@@ -47,10 +48,16 @@ class ChannelLine:
         """
         self._batch = batch
         self._is_shared = block is not None
-        self.post(Verb.ATTACH, (attach_payload(batch, self._envs, block.token if block is not None else None, is_anew),))
-        if block is not None:
-            with contextlib.suppress(EOFError):
-                block.send_descriptor(self._channel)
+        if block is None or block.descriptor is None:
+            token = block.token if block is not None else None
+            self.post(Verb.ATTACH, (attach_payload(batch, self._envs, token, is_anew),))
+            return
+        bells = Bells.make()
+        self.post(Verb.ATTACH, (attach_payload(batch, self._envs, block.token, is_anew, bells is not None),))
+        with contextlib.suppress(EOFError):
+            self._channel.post_descriptors(block.descriptor, *(bells or ()))
+        if bells is not None:
+            self._channel.ring_with(bells, Verb.STEP)
 
     def prepare(self, verb: Verb, payload: tuple[Any, ...] | None) -> Sequence[bytes | memoryview]:
         """What :meth:`post` takes."""
@@ -90,16 +97,16 @@ class ChannelLine:
         """For single bytes; None where rows travel with them."""
         if not self._is_shared:
             return None
-        return BareLine(self._channel.send_now, self._channel.receive_now, self._channel.put_back)
+        return BareLine(*self._channel.bare_calls(Verb.STEP), self._channel.descriptors())
 
     @property
     def is_flushed(self) -> bool:
         """Whether all that was sent has left."""
         return self._channel.is_flushed
 
-    def fileno(self) -> int:
+    def descriptors(self) -> tuple[int, ...]:
         """What becomes readable when :meth:`poll` may have something to say."""
-        return self._channel.fileno()
+        return self._channel.descriptors()
 
     def close(self) -> None:
         """Hangs up."""
@@ -107,9 +114,11 @@ class ChannelLine:
         self._frame = self._batch = None
 
 
-def attach_payload(batch: Batch, envs: range, token: tuple[str | None, int] | None, is_anew: bool) -> bytes:
+def attach_payload(
+    batch: Batch, envs: range, token: tuple[str | None, int] | None, is_anew: bool, has_bells: bool = False
+) -> bytes:
     """The payload of an ATTACH: over the shared block that ``token`` names, or over rows of the worker's own."""
     if token is not None:
-        return serialise.dumps(tuple(AttachPayload(batch.pickled_spaces, batch.num_rows, token)))
+        return serialise.dumps(tuple(AttachPayload(batch.pickled_spaces, batch.num_rows, token, has_bells=has_bells)))
     rows = b"".join(batch.pack_results(envs.start, envs.stop)) if is_anew else None
     return serialise.dumps(tuple(AttachPayload(batch.pickled_spaces, len(envs), None, rows)))

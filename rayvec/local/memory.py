@@ -18,8 +18,6 @@ import tempfile
 from pathlib import Path
 from typing import Any
 
-from rayvec.local.channel import CallerChannel, WorkerChannel
-
 __all__ = ["SharedBlock"]
 
 
@@ -31,7 +29,7 @@ class SharedBlock:
         by_descriptor: whether workers get it as a descriptor; by default where the platform can.
 
     Attributes:
-        token: what a worker needs to know besides the descriptor; goes to :func:`attach`.
+        token: what a worker needs to know besides the descriptor; goes to :meth:`attach`.
         buffer: the bytes.
     """
 
@@ -57,10 +55,10 @@ class SharedBlock:
             self.close()
             raise
 
-    def send_descriptor(self, channel: CallerChannel) -> None:
-        """Sends the descriptor, where there is one to send, behind the frame that carried the token."""
-        if self._path is None:
-            channel.post_descriptor(self._descriptor)
+    @property
+    def descriptor(self) -> int | None:
+        """What a worker has to be sent besides the token; None where the token does."""
+        return self._descriptor if self._path is None else None
 
     def close(self) -> None:
         """Lets go of it. Arrays over the bytes stay valid as long as somebody holds them."""
@@ -73,10 +71,12 @@ class SharedBlock:
                     Path(self._path).unlink()
 
     @staticmethod
-    def attach(token: tuple[str | None, int], channel: WorkerChannel) -> Any:
-        """Maps, in a worker, the block of which ``token`` came over ``channel``; returns its bytes."""
+    def attach(token: tuple[str | None, int], descriptor: int | None) -> Any:
+        """Maps, in a worker, the block of which it was sent ``token`` and ``descriptor``; closes that, returns the bytes."""
         path, size = token
-        descriptor = channel.receive_descriptor() if path is None else os.open(path, os.O_RDWR | getattr(os, "O_BINARY", 0))
+        if descriptor is None:
+            assert path is not None
+            descriptor = os.open(path, os.O_RDWR | getattr(os, "O_BINARY", 0))
         try:
             return _mapped(descriptor, size)
         finally:

@@ -318,7 +318,7 @@ class ProcessWorker(ChildWorker):
     def descriptors(self) -> Sequence[int]:
         if self._line is None or self._child is None:
             return ()
-        return (self._line.fileno(), self._child.descriptor)
+        return (*self._line.descriptors(), self._child.descriptor)
 
     def _disconnect(self) -> None:
         if self._line is not None:

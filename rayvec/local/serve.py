@@ -7,8 +7,8 @@
       │ ◀──────────────────────────── START  spaces, metadata, or why it failed
       │  ATTACH ───────────────────────────▶ lays its Batch over the shared block (or makes a small one of its own)
       │ ◀─────────────────────────────────
-      │  STEP: one byte ───────────────────▶ reads its actions' rows, steps, writes its results' rows
-      │ ◀──────────────────────────── STEP   one byte; infos and failures follow when there are any
+      │  STEP: a bell or a byte ───────────▶ reads its actions' rows, steps, writes its results' rows
+      │ ◀──────────────────────────── STEP   the same; infos and failures follow when there are any
       │  ...
       │  CLOSE ────────────────────────────▶ closes its sub-envs and ends
       │ ◀────────────────────────────
@@ -36,6 +36,7 @@ from rayvec import serialise
 from rayvec.batch import Batch
 from rayvec.errors import QuotedEnvError
 from rayvec.failures import Failure, PackedFailure
+from rayvec.local.bells import Bells
 from rayvec.local.channel import WorkerChannel
 from rayvec.local.memory import SharedBlock
 from rayvec.protocol import StepPayload, Verb, perform
@@ -86,12 +87,14 @@ class AttachPayload(NamedTuple):
         num_rows: how many rows the batch has.
         block: the token of the shared block; None: the worker's rows are its own and travel as bytes.
         rows: what such rows hold at first, packed, where they are not all zero: the worker was started again.
+        has_bells: bells follow the descriptor of the block.
     """
 
     spaces: bytes
     num_rows: int
     block: tuple[str | None, int] | None
     rows: bytes | None = None
+    has_bells: bool = False
 
 
 def work(sock: socket.socket, env_fns: Callable[[], Sequence[EnvFn]], plan: WorkerPlan) -> None:
@@ -204,12 +207,17 @@ class Session:
         return self._told(verb, perform(self._sub_envs, verb, payload))
 
     def _attach(self, payload: AttachPayload) -> None:
-        spaces, num_rows, block, rows = payload
+        spaces, num_rows, block, rows, has_bells = payload
         self._shared = block is not None
         buffer = None
         if block is not None:
-            assert self._channel is not None
-            buffer = SharedBlock.attach(block, self._channel)
+            descriptor = None
+            if block[0] is None:
+                assert self._channel is not None
+                descriptor, *bells = self._channel.receive_descriptors()
+                if has_bells:
+                    self._channel.listen_to(Bells(*bells), _STEP)
+            buffer = SharedBlock.attach(block, descriptor)
         observation_space, action_space = serialise.loads(spaces)
         self._batch = Batch(observation_space, action_space, num_rows, buffer)
         if rows is not None:

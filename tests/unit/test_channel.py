@@ -3,15 +3,18 @@
 from __future__ import annotations
 
 import os
+import select
 import socket
 import struct
 import threading
 from collections.abc import Callable, Iterator
 from typing import Any, NamedTuple
+from unittest import mock
 
 import numpy as np
 import pytest
 
+from rayvec.local.bells import Bells
 from rayvec.local.channel import CallerChannel, Frame, WorkerChannel
 
 LARGE = 3_000_000
@@ -104,8 +107,8 @@ def test_parts_may_be_views_of_arrays(ends: Ends) -> None:
 def test_a_large_payload_goes_through(ends: Ends) -> None:
     """What exceeds the socket arrives whole, in both directions, while each side does its part."""
     payload = np.random.default_rng(0).bytes(LARGE)
-    received = aside(ends.worker.receive)
     assert not ends.caller.post(3, payload[:1000], payload[1000:])
+    received = aside(ends.worker.receive)
     while not ends.caller.flush():
         pass
     assert plain(received()) == (3, payload)
@@ -216,10 +219,10 @@ def test_descriptors_come_behind_their_frames(ends: Ends, is_full: bool) -> None
     if is_full:
         ends.caller.post(1, bytes(LARGE))
     ends.caller.post(2, b"token")
-    ends.caller.post_descriptor(files[0])
+    ends.caller.post_descriptors(files[0])
     ends.caller.post(3)
     ends.caller.post(2, b"another")
-    ends.caller.post_descriptor(files[1])
+    ends.caller.post_descriptors(files[1])
     ends.caller.post(4, b"end")
     assert ends.caller.is_flushed is not is_full
 
@@ -231,7 +234,7 @@ def test_descriptors_come_behind_their_frames(ends: Ends, is_full: bool) -> None
             frame = plain(ends.worker.receive())
             received.append(frame)
             if frame is not None and frame[0] == 2:
-                descriptors.append(ends.worker.receive_descriptor())
+                descriptors.extend(ends.worker.receive_descriptors())
         return received, descriptors
 
     result = aside(receive)
@@ -244,6 +247,99 @@ def test_descriptors_come_behind_their_frames(ends: Ends, is_full: bool) -> None
         assert os.pread(descriptor, 100, 0) == b"file %d" % index
     for descriptor in [*files, *descriptors]:
         os.close(descriptor)
+
+
+# Bells
+
+
+@pytest.fixture
+def rung(ends: Ends) -> Iterator[Ends]:
+    """Two ends that ring for the code 4."""
+    pair = Bells.make()
+    assert pair is not None
+    ends.caller.ring_with(pair, 4)
+    ends.worker.listen_to(Bells(*(os.dup(descriptor) for descriptor in pair)), 4)
+    yield ends
+    ends.worker.close()
+    ends.caller.close()
+
+
+def test_a_ring_each_way(rung: Ends) -> None:
+    """Nothing goes over the socket, and nothing is heard before it was rung."""
+    tell, take = rung.caller.bare_calls(4)
+    for _ in range(3):
+        with pytest.raises(BlockingIOError):
+            take()
+        tell()
+        assert rung.worker.receive() == (4, None)
+        rung.worker.send(4)
+        assert take()
+    tell()
+    assert rung.worker.receive() == (4, None)
+    rung.worker.send(4)
+    assert rung.caller.poll() == (4, None)
+    assert rung.caller.poll() is None
+
+
+def test_frames_behind_a_ring_keep_their_order(rung: Ends) -> None:
+    """What was asked before the worker listened comes in the order in which it was asked, and is answered in kind."""
+    tell, take = rung.caller.bare_calls(4)
+    tell()
+    rung.caller.post(7)
+    rung.caller.post(4)
+    rung.caller.post(5, b"last")
+    assert rung.worker.receive() == (4, None)
+    rung.worker.send(4)
+    received = [plain(rung.worker.receive()) for _ in range(3)]
+    assert received == [(7, None), (4, None), (5, b"last")]
+    assert take()
+    rung.worker.send(4)
+    with pytest.raises(BlockingIOError):
+        take()
+    assert rung.caller.poll() == (4, None)
+
+
+def test_a_reply_that_says_more_than_a_ring(rung: Ends) -> None:
+    """It comes over the socket, which is listened to as well."""
+    tell, take = rung.caller.bare_calls(4)
+    tell()
+    rung.worker.receive()
+    rung.worker.send(4, b"infos")
+    with pytest.raises(BlockingIOError):
+        take()
+    assert select.select(rung.caller.descriptors(), [], [], 0)[0]
+    assert plain(rung.caller.poll()) == (4, b"infos")
+
+
+def test_hanging_up_wakes_who_waits_for_a_bell(rung: Ends) -> None:
+    """Another thread of the worker ends its wait; a step that came at the same time is not begun any more."""
+
+    def receive() -> str:
+        try:
+            rung.worker.receive()
+        except EOFError:
+            return "end"
+        return "frame"
+
+    result = aside(receive)
+    rung.worker.hang_up()
+    assert result() == "end"
+    rung.caller.bare_calls(4)[0]()
+    rung.worker.hang_up()
+    with pytest.raises(EOFError):
+        rung.worker.receive()
+
+
+def test_no_bells_are_no_harm(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Where there are none, or no descriptors are left, none are made and nothing is left open."""
+    eventfd = os.eventfd
+    for answers in ([OSError(24, "Too many open files")], [eventfd(0), OSError(24, "Too many open files")]):
+        before = open_descriptors()
+        monkeypatch.setattr(os, "eventfd", mock.Mock(side_effect=answers))
+        assert Bells.make() is None
+        assert len(before) - len(open_descriptors()) == len(answers) - 1
+    monkeypatch.delattr(os, "eventfd")
+    assert Bells.make() is None
 
 
 # The end
@@ -300,7 +396,7 @@ def test_sending_to_nobody_raises_eof(ends: Ends, is_reset: bool) -> None:
         with pytest.raises(EOFError):
             ends.caller.post(4, *parts)
     with pytest.raises(EOFError):
-        ends.caller.post_descriptor(0)
+        ends.caller.post_descriptors(0)
 
 
 @pytest.mark.parametrize("is_reset", [False, True])
@@ -314,7 +410,7 @@ def test_replying_to_nobody_raises_eof(ends: Ends, is_reset: bool) -> None:
             ends.worker.send(4, *parts)
 
 
-@pytest.mark.parametrize("wait", [WorkerChannel.receive, WorkerChannel.receive_descriptor])
+@pytest.mark.parametrize("wait", [WorkerChannel.receive, WorkerChannel.receive_descriptors])
 @pytest.mark.parametrize("is_reset", [False, True])
 def test_waiting_for_nobody_raises_eof(ends: Ends, is_reset: bool, wait: Callable[[WorkerChannel], object]) -> None:
     """A worker whose caller is gone gets EOF from every wait, also where the caller left replies unread."""

@@ -6,7 +6,6 @@ import functools
 import gc
 import os
 import signal
-import socket
 import tempfile
 from collections.abc import Callable
 from pathlib import Path
@@ -16,7 +15,6 @@ import numpy as np
 import pytest
 
 from rayvec import AsyncVectorEnv
-from rayvec.local.channel import CallerChannel, WorkerChannel
 from rayvec.local.memory import SharedBlock
 from rayvec.testing.comparison import assert_same
 from rayvec.testing.envs import CountingEnv
@@ -53,13 +51,7 @@ def bytes_of(block: SharedBlock) -> Any:
 
 def attached(block: SharedBlock) -> Any:
     """The block's bytes as a worker maps them."""
-    ours, theirs = socket.socketpair()
-    block.send_descriptor(CallerChannel(ours))
-    try:
-        return SharedBlock.attach(block.token, WorkerChannel(theirs))
-    finally:
-        ours.close()
-        theirs.close()
+    return SharedBlock.attach(block.token, None if block.descriptor is None else os.dup(block.descriptor))
 
 
 @pytest.mark.parametrize("by_descriptor", [None, True, False])
