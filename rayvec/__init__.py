@@ -13,12 +13,12 @@ from rayvec.errors import (
     QuotedEnvError,
     RayvecError,
     TransportError,
-    UnsupportedEngineError,
     WorkerLostError,
 )
 from rayvec.local.async_vector_env import AsyncVectorEnv
 from rayvec.local.sync_vector_env import SyncVectorEnv
 from rayvec.registration import make_vec, register
+from rayvec.tuning import TuningReport, tune
 
 if TYPE_CHECKING:
     from rayvec.vector import RayVectorEnv
@@ -34,10 +34,11 @@ __all__ = [
     "RayvecError",
     "SyncVectorEnv",
     "TransportError",
-    "UnsupportedEngineError",
+    "TuningReport",
     "WorkerLostError",
     "make_vec",
     "register",
+    "tune",
 ]
 
 __version__ = "0.1.0"

@@ -40,6 +40,8 @@ from rayvec.worker import Reply, Worker
 if TYPE_CHECKING:
     from typing_extensions import Self
 
+    from rayvec.tuning import TuningReport
+
 __all__ = ["ContractVectorEnv", "Timeouts", "check_autoreset_mode", "check_env_fns"]
 
 logger = logging.getLogger("rayvec")
@@ -110,7 +112,12 @@ class ContractVectorEnv(VectorEnv[Any, Any, Any]):
         timeouts: bounds on the waits.
         make_block: makes the shared block of a given size; None: rows lie on the heap.
         check_spaces: raises where a space does not suit the engine.
+
+    Attributes:
+        tuning: why this engine was chosen, where ``"auto"`` has chosen it.
     """
+
+    tuning: TuningReport | None = None
 
     def __init__(
         self,

@@ -13,10 +13,8 @@
     ├── a Ray actor cannot be had as asked for
     │   ├── PlacementError            (also a RuntimeError)
     │   └── TransportError            (also a RuntimeError)
-    ├── time ran out
-    │   └── CallTimeoutError          (also a multiprocessing.TimeoutError)
-    └── not built yet
-        └── UnsupportedEngineError    (also a NotImplementedError)
+    └── time ran out
+        └── CallTimeoutError          (also a multiprocessing.TimeoutError)
 
 An env's own exceptions keep their own type. Misuse by the caller raises what Gymnasium raises:
 ``gymnasium.error.AlreadyPendingCallError``, ``NoAsyncCallError``, ``ClosedEnvironmentError`` and ``ResetNeeded``, or
@@ -36,7 +34,6 @@ __all__ = [
     "QuotedEnvError",
     "RayvecError",
     "TransportError",
-    "UnsupportedEngineError",
     "WorkerLostError",
     "WorkerTraceback",
 ]
@@ -97,10 +94,6 @@ class TransportError(RayvecError, RuntimeError):
 
 class CallTimeoutError(RayvecError, multiprocessing.TimeoutError):
     """A wait has run out of time. The call is still pending: wait again for its result, or ``close()``."""
-
-
-class UnsupportedEngineError(RayvecError, NotImplementedError):
-    """An engine or mode that the contract names and this version does not have."""
 
 
 class WorkerTraceback(Exception):  # noqa: N818 - it is no error of its own: it shows, as a cause, where one was raised

@@ -32,7 +32,7 @@ from gymnasium.envs import registration as registry
 from gymnasium.envs.registration import EnvSpec, VectorizeMode
 from gymnasium.vector import AutoresetMode, VectorEnv
 
-from rayvec.errors import UnsupportedEngineError
+from rayvec import tuning
 
 __all__ = ["ENGINES", "EnvFactory", "VectorEntryPoint", "make_vec", "register"]
 
@@ -47,8 +47,10 @@ ENGINES: dict[str, str] = {
     "ray": "rayvec.vector:RayVectorEnv",
 }
 
-#: Engines that the contract names and this version does not have.
-LATER_ENGINES = ("auto",)
+#: What stands for the engine that is the fastest, where it is asked for.
+AUTO = "auto"
+
+_CHOICES = (*ENGINES, AUTO)
 
 _ENTRY_POINT = VectorizeMode.VECTOR_ENTRY_POINT.value
 
@@ -94,7 +96,7 @@ class VectorEntryPoint:
     """What Gymnasium calls when a vector env of a registered id is wanted.
 
     Attributes:
-        engine: a key of ``ENGINES``.
+        engine: a key of ``ENGINES``, or ``AUTO``.
         spec: the single env's spec.
         options: the engine's options, unless a call gives others.
         module: as in :class:`EnvFactory`.
@@ -159,8 +161,10 @@ def make_vec(
             makes such a vector env again; what is given beside it (a ``num_envs`` above 1, what is not None)
             goes before what it was made with.
         num_envs: how many sub-envs.
-        vectorization_mode: ``"sync"``, ``"async"``, ``"ray"`` or ``"vector_entry_point"``. None: the env's vector entry
-            point if it has one, else ``"sync"``.
+        vectorization_mode: ``"sync"``, ``"async"``, ``"ray"``, ``"auto"`` or ``"vector_entry_point"``. None: the env's
+            vector entry point if it has one, else ``"sync"``. ``"auto"`` is what :func:`rayvec.tune` finds the fastest of
+            those that ``vector_kwargs`` allow, once in this process for the same arguments; it may take seconds and builds
+            envs in other processes. The vector env's ``tuning`` then says why.
         vector_kwargs: the engine's options.
         wrappers: applied in order to each sub-env.
         **kwargs: arguments of ``gymnasium.make`` and the env, as ``max_episode_steps`` or ``render_mode``.
@@ -171,7 +175,6 @@ def make_vec(
     Raises:
         ValueError: for a mode or a ``num_envs`` that cannot be.
         TypeError: for an option that the engine does not have.
-        rayvec.errors.UnsupportedEngineError: for ``"auto"``, which this version does not have.
         gymnasium.error.Error: for an unknown id, or one that has no entry point for the mode.
     """
     spec, module = _find_spec(id)
@@ -194,7 +197,7 @@ def make_vec(
     if spec.vector_entry_point is None:
         raise error.Error(
             f"{spec.id} has no vector entry point: give it one when registering it, or use "
-            f"vectorization_mode={_either(ENGINES)}"
+            f"vectorization_mode={_either(_CHOICES)}"
         )
     no_wrappers: list[Any] = list(wrappers or ())  # Gymnasium raises for any, and for any vector_kwargs
     return gymnasium.make_vec(spec, num_envs, mode, dict(vector_kwargs or {}), no_wrappers, **kwargs)
@@ -215,7 +218,7 @@ def register(
 
     Args:
         id: an env's id, ``"module:Env-v0"`` to import the module first, or the spec of a single env.
-        engine: ``"sync"``, ``"async"`` or ``"ray"``.
+        engine: ``"sync"``, ``"async"``, ``"ray"`` or ``"auto"``: see :func:`make_vec`.
         namespace: what the new id begins with, in place of the env's own namespace. Registering the same env
             again replaces it.
         **vector_kwargs: the engine's options.
@@ -226,10 +229,9 @@ def register(
     Raises:
         ValueError: for an engine that does not exist, or the spec of a vector env.
         TypeError: for an option that the engine does not have.
-        rayvec.errors.UnsupportedEngineError: for ``"auto"``, which this version does not have.
         gymnasium.error.Error: for an unknown id, one that has no entry point, or a spec that lists wrappers.
     """
-    _check_choice("engine", engine, tuple(ENGINES))
+    _check_choice("engine", engine, _CHOICES)
     _check_options(engine, vector_kwargs)
     spec, module = _find_spec(id)
     registered = _entry_point_of(spec)
@@ -276,7 +278,13 @@ def _make_engine(
     own_spec = dataclasses.replace(spec, kwargs={k: v for k, v in spec.kwargs.items() if k not in ours})
     factory = EnvFactory(own_spec, {**ours, **kwargs}, tuple(wrappers), module)
     record = _record(engine, spec, num_envs, options, wrappers, kwargs)
-    envs: AnyVectorEnv = _engine_class(engine)([factory] * num_envs, **options)
+    env_fns = [factory] * num_envs
+    if engine == AUTO:
+        report = tuning.remembered(factory, num_envs, options)
+        envs = report.build(env_fns)
+        cast(Any, envs).tuning = report
+    else:
+        envs = _engine_class(engine)(env_fns, **options)
     envs.unwrapped.spec = record
     return envs
 
@@ -338,6 +346,9 @@ def _engine_class(engine: str) -> Callable[..., AnyVectorEnv]:
 
 
 def _options_of(engine: str) -> list[str]:
+    if engine == AUTO:
+        # Those of the Ray engine by name, as asking it would import Ray.
+        return [*_options_of("async"), *tuning.RAY_OPTIONS]
     return [name for name in inspect.signature(_engine_class(engine)).parameters if name != "env_fns"]
 
 
@@ -348,17 +359,13 @@ def _mode(given: VectorizeMode | str | None, spec: EnvSpec) -> str:
     if given is None:
         return "sync" if spec.vector_entry_point is None else _ENTRY_POINT
     mode = given.value if isinstance(given, VectorizeMode) else given
-    _check_choice("vectorization_mode", mode, (*ENGINES, _ENTRY_POINT))
+    _check_choice("vectorization_mode", mode, (*_CHOICES, _ENTRY_POINT))
     return mode
 
 
 def _check_choice(argument: str, given: Any, valid: Sequence[str]) -> None:
     if isinstance(given, str) and given in valid:
         return
-    if isinstance(given, str) and given in LATER_ENGINES:
-        raise UnsupportedEngineError(
-            f"{argument}={given!r} comes in a later version of rayvec; until then use {_either(ENGINES)}"
-        )
     raise ValueError(f"{argument} must be {_either(valid)}; got {given!r}")
 
 
@@ -369,6 +376,8 @@ def _check_options(engine: str, options: Mapping[str, Any]) -> None:
             near = difflib.get_close_matches(str(name), known, n=1)
             hint = f"did you mean {near[0]!r}?" if near else f"it has {', '.join(known)}"
             raise TypeError(f"the {engine} engine has no option {name!r}; {hint}")
+    if engine == AUTO:
+        tuning.engine_with(options)
 
 
 def _check_single(spec: EnvSpec) -> None:
@@ -393,6 +402,6 @@ def _checked_num_envs(num_envs: Any) -> int:
     return checked
 
 
-def _either(names: Sequence[str] | Mapping[str, str]) -> str:
+def _either(names: Sequence[str]) -> str:
     *most, last = map(repr, names)
     return f"{', '.join(most)} or {last}"

@@ -25,7 +25,6 @@ from gymnasium.vector import AutoresetMode
 from gymnasium.wrappers import TimeAwareObservation, TransformReward
 
 import rayvec
-from rayvec.errors import UnsupportedEngineError
 from rayvec.registration import EnvFactory, VectorEntryPoint
 
 CLASSES: dict[str, Any] = {"sync": rayvec.SyncVectorEnv, "async": rayvec.AsyncVectorEnv}
@@ -133,11 +132,6 @@ class TestMakeVec:
             with closed(rayvec.make_vec, id_, 2) as ours, closed(gymnasium.make_vec, id_, 2) as theirs:
                 assert type(ours).__name__ == type(theirs).__name__
         assert isinstance(ours, rayvec.SyncVectorEnv)
-
-    @pytest.mark.parametrize("mode", ["auto"])
-    def test_modes_of_later_versions_say_so(self, mode: str) -> None:
-        with pytest.raises(UnsupportedEngineError, match=f"'{mode}' comes in a later version.*'sync', 'async' or 'ray'"):
-            rayvec.make_vec("CartPole-v1", 2, mode)
 
     @pytest.mark.parametrize("mode", ["snyc", "", 3, True, ["sync"]])
     def test_a_wrong_mode_names_itself_and_the_valid_ones(self, mode: Any) -> None:
@@ -335,7 +329,7 @@ class TestVectorEntryPoint:
                 rayvec.make_vec("CartPole-v1", 2, "vector_entry_point", **given)
 
     def test_says_when_there_is_none(self) -> None:
-        with pytest.raises(error.Error, match=r"Acrobot-v1 has no vector entry point.*'sync', 'async' or 'ray'"):
+        with pytest.raises(error.Error, match=r"Acrobot-v1 has no vector entry point.*'sync', 'async', 'ray' or 'auto'"):
             rayvec.make_vec("Acrobot-v1", 2, "vector_entry_point")
 
 
@@ -461,13 +455,14 @@ class TestRegister:
 
     def test_mistakes_are_told(self) -> None:
         before = dict(gymnasium.registry)
-        with pytest.raises(ValueError, match="engine must be 'sync', 'async' or 'ray'; got 'thread'"):
+        with pytest.raises(ValueError, match="engine must be 'sync', 'async', 'ray' or 'auto'; got 'thread'"):
             rayvec.register("CartPole-v1", engine="thread")
-        for engine in ["auto"]:
-            with pytest.raises(UnsupportedEngineError, match=f"engine='{engine}' comes in a later version"):
-                rayvec.register("CartPole-v1", engine=engine)
         with pytest.raises(TypeError, match=r"the async engine has no option 'num_worker'; .*'num_workers'"):
             rayvec.register("CartPole-v1", engine="async", num_worker=2)
+        with pytest.raises(TypeError, match="the auto engine has no option 'num_actor'; did you mean 'num_actors'"):
+            rayvec.register("CartPole-v1", engine="auto", num_actor=2)
+        with pytest.raises(TypeError, match=r"no engine has both 'num_workers', .* and 'num_actors'"):
+            rayvec.register("CartPole-v1", engine="auto", num_actors=2, num_workers=2)
         with pytest.raises(TypeError, match="the sync engine has no option 'zzz'; it has copy, "):
             rayvec.register("CartPole-v1", engine="sync", zzz=2)
         with pytest.raises(error.NameNotFound, match=r"Did you mean: `CartPole`\?"):

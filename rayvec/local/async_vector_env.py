@@ -40,7 +40,7 @@ from rayvec.spaces import ObservationMode, check_observation_mode
 from rayvec.sub_envs import EnvFn
 from rayvec.worker import InlineWorker, Worker, shares
 
-__all__ = ["AsyncVectorEnv", "usable_cores"]
+__all__ = ["AsyncVectorEnv", "checked_num_workers", "usable_cores"]
 
 
 class AsyncVectorEnv(ContractVectorEnv):
@@ -131,7 +131,7 @@ class AsyncVectorEnv(ContractVectorEnv):
             )
         else:
             seeds = WorkerSeeds()
-            envs_of_workers = shares(len(self.env_fns), _checked_num_workers(num_workers, len(self.env_fns)))
+            envs_of_workers = shares(len(self.env_fns), checked_num_workers(num_workers, len(self.env_fns)))
             workers = [
                 InlineWorker([self.env_fns[index] for index in envs], envs.start, autoreset_mode)
                 if step_in_caller and envs.start == 0
@@ -171,7 +171,8 @@ def usable_cores() -> int:
     return os.cpu_count() or 1
 
 
-def _checked_num_workers(num_workers: int | str | None, num_envs: int) -> int:
+def checked_num_workers(num_workers: int | str | None, num_envs: int) -> int:
+    """How many workers an option ``num_workers`` means for so many sub-envs; raises TypeError or ValueError."""
     if num_workers is None:
         return num_envs
     if num_workers == "auto":
