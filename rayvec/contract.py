@@ -33,6 +33,8 @@ from rayvec.errors import CallTimeoutError, WorkerLostError
 from rayvec.failures import Failure, add_note, log_failures, raise_failures
 from rayvec.local.memory import SharedBlock
 from rayvec.protocol import CallPayload, PendingCall, ResetPayload, SetAttrPayload, StepPayload, Verb
+from rayvec.recovery import Recovery
+from rayvec.restarts import FailurePolicy
 from rayvec.spaces import ObservationMode, check_observation_mode, join_spaces
 from rayvec.sub_envs import CallOutcome, Description, EnvFn, Outcome
 from rayvec.worker import Reply, Worker
@@ -110,6 +112,7 @@ class ContractVectorEnv(VectorEnv[Any, Any, Any]):
         autoreset_mode: what happens at the end of an episode.
         max_concurrency: how many workers may be stepping or resetting at a time.
         timeouts: bounds on the waits.
+        failure_policy: what becomes of sub-envs that fail.
         make_block: makes the shared block of a given size; None: rows lie on the heap.
         check_spaces: raises where a space does not suit the engine.
 
@@ -128,6 +131,7 @@ class ContractVectorEnv(VectorEnv[Any, Any, Any]):
         autoreset_mode: AutoresetMode,
         max_concurrency: int | None = None,
         timeouts: Timeouts = Timeouts(),  # noqa: B008 - immutable
+        failure_policy: FailurePolicy = FailurePolicy(),  # noqa: B008 - immutable
         make_block: Callable[[int], SharedBlock] | None = None,
         check_spaces: Callable[[Any], None] | None = None,
     ) -> None:
@@ -147,17 +151,23 @@ class ContractVectorEnv(VectorEnv[Any, Any, Any]):
         self._reset_rows: npt.NDArray[np.bool_] = self._needs_reset
         self._block: SharedBlock | None = None
         self._blocks: list[SharedBlock] = []
+        self._recovery: Recovery | None = None
         self._crew = Crew(workers, max_concurrency)
         # Runs when this object is dropped or the script ends, whichever comes first; in this process only.
         self._finalizer = multiprocessing.util.Finalize(self, _abandon, (self._crew, self._blocks), exitpriority=100)
         try:
-            self._open(make_block, check_spaces)
+            self._open(make_block, check_spaces, failure_policy)
         except BaseException:
             self.closed = self._call.closed = True
             self._free(_ABANDON_TIMEOUT)
             raise
 
-    def _open(self, make_block: Callable[[int], SharedBlock] | None, check_spaces: Callable[[Any], None] | None) -> None:
+    def _open(
+        self,
+        make_block: Callable[[int], SharedBlock] | None,
+        check_spaces: Callable[[Any], None] | None,
+        policy: FailurePolicy,
+    ) -> None:
         """Starts the workers, learns the spaces from them, lays out the memory and hands it to them."""
         deadline = self._deadline(None, self._timeouts.start)
         for worker in self._workers:
@@ -181,6 +191,10 @@ class ContractVectorEnv(VectorEnv[Any, Any, Any]):
         self._batch = Batch(*spaces, self.num_envs, self._block.buffer if self._block is not None else None)
         for worker in self._workers:
             self._crew.attach(worker, self._batch, self._block)
+        if policy.restarts:
+            start, reset, step, _ = self._timeouts
+            limits = {"step": step, "reset": reset, "restart": None if start is None or reset is None else start + reset}
+            self._recovery = Recovery(policy, self._crew, self._batch, self._block, self.autoreset_mode, limits)
 
     def _started(self, deadline: float | None) -> list[Description]:
         """What the workers say of their sub-envs. Raises what a constructor raised, of the lowest sub-env if several did."""
@@ -211,6 +225,12 @@ class ContractVectorEnv(VectorEnv[Any, Any, Any]):
                 descriptions[worker] = reply
         raise_failures(failures)
         return [descriptions[worker] for worker in self._workers]
+
+    @property
+    def num_restarts(self) -> npt.NDArray[np.int64]:
+        """How often each sub-env was restarted under ``on_failure="restart"``: int64 ``(num_envs,)``."""
+        counts = self._recovery.num_restarts if self._recovery is not None else [0] * self.num_envs
+        return np.array(counts, np.int64)
 
     @property
     def _workers(self) -> Sequence[Worker]:
@@ -260,10 +280,15 @@ class ContractVectorEnv(VectorEnv[Any, Any, Any]):
         self._revived.clear()
         self._note_torn()
         with self._beginning("reset"):
+            if self._recovery is not None:
+                self._recovery.begin_call()
+                self._recovery.replace_lost(is_bounded=False)
             self._crew.ask((worker, Verb.RESET, self._reset_payloads[worker]) for worker in chosen if not worker.lost)
             for worker in chosen:
                 if worker.lost:
                     self._revive(worker)
+            if self._recovery is not None:
+                self._recovery.begin_reset(seeds, self._reset_rows, options)
 
     def reset_wait(self, timeout: float | None = None) -> tuple[Any, dict[str, Any]]:
         """Waits for a reset that was started.
@@ -281,9 +306,12 @@ class ContractVectorEnv(VectorEnv[Any, Any, Any]):
         self._call.end()
         self._needs_reset &= ~self._reset_rows
         self._has_failed = bool(self._needs_reset.any())
-        self._note_lost()
+        if self._recovery is None:
+            self._note_lost()
         groups = self._take_infos()
         self._take_failures()
+        if self._recovery is not None:
+            self._recovery.keep()
         return self._batch.observations.read_all(self.copy), info_columns.merge(groups, self.num_envs)
 
     def _checked_seeds(self, seed: Any) -> list[int | None]:
@@ -374,6 +402,8 @@ class ContractVectorEnv(VectorEnv[Any, Any, Any]):
         self._call.end()
         groups = self._take_infos()
         self._take_failures()
+        if self._recovery is not None:
+            self._recovery.keep()
         batch = self._batch
         return (
             batch.observations.read_all(self.copy),
@@ -538,6 +568,7 @@ class ContractVectorEnv(VectorEnv[Any, Any, Any]):
     # replies, failures, deaths
 
     def _deadline(self, timeout: float | None, default: float | None) -> float | None:
+        self._has_own_timeout = timeout is not None
         self._waiting_for = timeout if timeout is not None else default
         return _after(self._waiting_for)
 
@@ -549,15 +580,26 @@ class ContractVectorEnv(VectorEnv[Any, Any, Any]):
             WorkerLostError: a worker has died, and this is no reset that could start it again. The call is over; what
                 other workers still owe is taken by the next call.
         """
-        crew = self._crew
+        crew, recovery = self._crew, self._recovery
+        may_kill = recovery is not None and not self._has_own_timeout
+        until = deadline
         while True:
+            if recovery is not None and may_kill:
+                until = recovery.next_deadline(deadline)
             try:
-                answer = crew.next_reply(deadline)
+                answer = crew.next_reply(until)
             except CallTimeoutError:
+                if recovery is not None and may_kill and recovery.replace_late(call, deadline):
+                    continue
                 raise self._timeout_error(call) from None
             if answer is None:
                 return
-            worker, _, reply = answer
+            worker, verb, reply = answer
+            if recovery is not None:
+                refused = recovery.handle(worker, verb, reply, call)
+                if refused is not None:
+                    self._failures.extend(refused)
+                    continue
             if reply is LOST:
                 self._lose(worker, call)
             elif isinstance(reply, Failure):
@@ -576,9 +618,11 @@ class ContractVectorEnv(VectorEnv[Any, Any, Any]):
                         self._stop_at_interrupt(worker)
 
     def _take_infos(self) -> list[tuple[int, info_columns.Columns]]:
-        if not self._replies:
+        if not self._replies and self._recovery is None:
             return []
         groups = [(worker.envs.start, outcome.infos) for worker, outcome in self._replies.items() if outcome.infos]
+        if self._recovery is not None:
+            groups += self._recovery.take_infos()
         return sorted(groups, key=itemgetter(0))
 
     def _take_failures(self) -> None:
@@ -603,8 +647,9 @@ class ContractVectorEnv(VectorEnv[Any, Any, Any]):
             self._take_failures()
 
     def _lose(self, worker: Worker, call: str) -> None:
-        if call == "reset" and worker in self._reset_payloads and worker not in self._revived:
-            logger.warning("%s has died and is started again for this reset", _named(worker))
+        may_revive = self._recovery is None and worker not in self._revived
+        if call == "reset" and worker in self._reset_payloads and may_revive:
+            logger.warning("%s has died and is started again for this reset", worker.name())
             self._revive(worker)
             return
         if call == "reset" and worker not in self._reset_payloads:
@@ -612,10 +657,12 @@ class ContractVectorEnv(VectorEnv[Any, Any, Any]):
             self._mark_failed(worker.envs)
             return
         error = self._lost_error(worker, call)
+        goes_on = self._recovery is not None and call == "call"
         for other in self._crew.find_lost():
-            self._mark_failed(other.envs)
+            if not goes_on:
+                self._mark_failed(other.envs)
             if other is not worker:
-                add_note(error, f"{_named(other)} has died too")
+                add_note(error, f"{other.name()} has died too")
         for failure in self._failures:
             add_note(error, f"sub-env {failure.env_index} raised in {failure.call}: {failure.error!r}")
         self._note_failures(self._failures, raised=False)
@@ -626,14 +673,19 @@ class ContractVectorEnv(VectorEnv[Any, Any, Any]):
 
     def _lost_error(self, worker: Worker, call: str) -> WorkerLostError:
         hint = "reset() starts it again." if call != "building its sub-envs" else worker.start_hint()
-        return WorkerLostError(
-            f"{_named(worker)} has died in {call}. {hint}",
+        if self._recovery is not None and call == "call":
+            hint = "It is started again by what comes next."
+        error = WorkerLostError(
+            f"{worker.name()} has died in {call}. {hint}",
             env_indices=worker.envs,
             pid=worker.pid,
             exitcode=worker.exitcode,
             actor_id=worker.actor_id,
             node_id=worker.node_id,
         )
+        if self._recovery is not None:
+            self._recovery.explain(error)
+        return error
 
     def _revive(self, worker: Worker) -> None:
         """Starts a worker that has died anew and passes it its share of the pending reset."""
@@ -669,17 +721,24 @@ class ContractVectorEnv(VectorEnv[Any, Any, Any]):
                 self._mark_failed(worker.envs)
 
     def _check_all_alive(self, call: str) -> None:
+        if self._recovery is not None:
+            self._recovery.begin_call()
+            if self._recovery.replace_lost(is_bounded=True):
+                return
         if self._crew.has_lost:
             self._note_lost()
             raise self._lost_error(next(worker for worker in self._workers if worker.lost), call)
 
     def _timeout_error(self, call: str) -> CallTimeoutError:
-        waiting = [_named(worker) for worker in self._workers if self._crew.owes(worker)]
+        waiting = [worker.name() for worker in self._workers if self._crew.owes(worker)]
         shown = ", ".join(waiting[:4]) + (f" and {len(waiting) - 4} more" if len(waiting) > 4 else "")
-        return CallTimeoutError(
+        error = CallTimeoutError(
             f"`{call}` has no result after {self._waiting_for} s: {shown} still at work. The call is pending: wait again "
             "for its result, or close()."
         )
+        if self._recovery is not None:
+            self._recovery.explain(error)
+        return error
 
 
 def _abandon(crew: Crew, blocks: Sequence[SharedBlock]) -> None:
@@ -700,9 +759,3 @@ def _after(timeout: float | None) -> float | None:
 
 def _listed(mask: npt.NDArray[np.bool_]) -> list[int]:
     return [int(index) for index in np.flatnonzero(mask)]
-
-
-def _named(worker: Worker) -> str:
-    envs = worker.envs
-    which = f"sub-env {envs.start}" if len(envs) == 1 else f"sub-envs {envs.start} to {envs.stop - 1}"
-    return f"the worker of {which} ({worker.describe()})"

@@ -104,7 +104,7 @@ class Crew:
         self.is_torn = False
         self._max_concurrency = max_concurrency
         self._queue: deque[tuple[Worker, Verb, Any]] = deque()
-        self._working: set[Worker] = set()
+        self._working: dict[Worker, float] = {}
         self._lines: _BareLines | None = None
         self._awaits_lines = False
         self._inline: Sequence[Worker] = [worker for worker in workers if worker.is_caller]
@@ -216,7 +216,7 @@ class Crew:
                 position += 1
                 continue
             del self._queue[position]
-            self._working.add(worker)
+            self._working[worker] = time.monotonic()
             self._send(worker, verb, prepared)
 
     def _send(self, worker: Worker, verb: Verb, prepared: Any) -> None:
@@ -252,7 +252,7 @@ class Crew:
                     self.num_owed -= 1
                     if not worker.owed:
                         del self._ready[worker]
-                    self._working.discard(worker)
+                    self._working.pop(worker, None)
                     if worker.lost:
                         self.has_lost = True
                     if verb is Verb.START:
@@ -345,6 +345,10 @@ class Crew:
         """Whether ``worker`` has yet to answer something."""
         return bool(worker.owed) or any(request[0] is worker for request in self._queue)
 
+    def turn_of(self, worker: Worker) -> float | None:
+        """Since when, of ``time.monotonic``, ``worker`` has its turn, if it had to wait for it and has not answered yet."""
+        return self._working.get(worker)
+
     def forget(self, worker: Worker) -> None:
         """Drops what ``worker`` owes and does not listen to it any more."""
         self._drop_lines()
@@ -354,7 +358,7 @@ class Crew:
         self.num_owed -= len(worker.owed)
         worker.owed.clear()
         self._unqueue(worker)
-        self._working.discard(worker)
+        self._working.pop(worker, None)
         self._writers.discard(worker)
         self._starting.discard(worker)
 

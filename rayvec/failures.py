@@ -45,6 +45,10 @@ class Failure:
         trace = "".join(traceback.format_exception(type(error), error, error.__traceback__))
         return cls(env_index, call, error, trace)
 
+    def summary(self) -> str:
+        """What was raised, and in what, in a line or so."""
+        return f"{type(self.error).__name__}: {_text(self.error)} (in {self.call})"
+
     def pack(self) -> PackedFailure:
         """What another process can be sent."""
         kind = type(self.error)

@@ -23,9 +23,20 @@ from typing import Any, NamedTuple
 
 from gymnasium.error import AlreadyPendingCallError, ClosedEnvironmentError, NoAsyncCallError
 
+from rayvec.restarts import RestartOrder
 from rayvec.sub_envs import CallOutcome, Description, Outcome, SubEnvs
 
-__all__ = ["REQUESTS", "CallPayload", "PendingCall", "Request", "ResetPayload", "SetAttrPayload", "StepPayload", "Verb"]
+__all__ = [
+    "REQUESTS",
+    "CallPayload",
+    "PendingCall",
+    "Request",
+    "ResetPayload",
+    "RestartPayload",
+    "SetAttrPayload",
+    "StepPayload",
+    "Verb",
+]
 
 
 class Verb(IntEnum):
@@ -38,6 +49,7 @@ class Verb(IntEnum):
     CALL = 5
     SET_ATTR = 6
     CLOSE = 7
+    RESTART = 8
 
 
 class ResetPayload(NamedTuple):
@@ -67,6 +79,13 @@ class SetAttrPayload(NamedTuple):
 
     name: str
     values: Sequence[Any]
+
+
+class RestartPayload(NamedTuple):
+    """Arguments of :meth:`SubEnvs.restart`."""
+
+    orders: Sequence[RestartOrder]
+    options: dict[str, Any] | None
 
 
 @dataclass(frozen=True)
@@ -100,6 +119,7 @@ REQUESTS: dict[Verb, Request] = {
         Request(Verb.CALL, CallPayload, CallOutcome, "call", is_common=True),
         Request(Verb.SET_ATTR, SetAttrPayload, CallOutcome, "set_attr"),
         Request(Verb.CLOSE, None, CallOutcome, None),
+        Request(Verb.RESTART, RestartPayload, Outcome, "restart", limited=True),
     )
 }
 

@@ -10,7 +10,8 @@ One sub-env's life::
       ▲                   ▲  │ raised                               │ NEXT_STEP: the next step resets it
       │ reset builds      │  ▼                                      │ SAME_STEP: reset at once, within the step
       └─ it anew ───── failed                                       │ DISABLED: only reset() does
-                          └────────────────────────────────────────┘
+                       │  └────────────────────────────────────────┘
+                       └─ restart builds it anew as well, and begins or ends an episode, as it is ordered to
 """
 
 from __future__ import annotations
@@ -28,6 +29,7 @@ from rayvec.batch import Batch
 from rayvec.columns import Mismatch, snapshot
 from rayvec.errors import InvalidObservationError, InvalidRewardError
 from rayvec.failures import Failure
+from rayvec.restarts import Goal, RestartOrder
 
 __all__ = ["NOTHING", "CallOutcome", "Description", "EnvFn", "Outcome", "SubEnvs", "reward_as_float"]
 
@@ -92,6 +94,8 @@ class SubEnvs:
         self._ended = [False] * len(env_fns)
         self._failed = [False] * len(env_fns)
         self._has_flags = False
+        self._orders: dict[int, RestartOrder] = {}
+        """Of those that were restarted and have not been reset since."""
         self._batch: Batch
         self._rows = range(0)
 
@@ -153,7 +157,7 @@ class SubEnvs:
                 if ended[index]:
                     ended[index] = False
                     rewards[row] = 0.0
-                    info = self._reset_env(index)
+                    info = self._reset_env(index) if index not in self._orders else self._go_on(index)
                 else:
                     observation, reward, terminated, truncated, info = env.step(action)  # type: ignore[union-attr]
                     try:
@@ -236,6 +240,58 @@ class SubEnvs:
                     break
         return Outcome(info_columns.gather(infos) if infos else {}, failures)
 
+    def restart(self, orders: Sequence[RestartOrder], options: dict[str, Any] | None) -> Outcome:
+        """Builds sub-envs that have failed anew and has them go on as ordered.
+
+        Args:
+            orders: one for each of them.
+            options: for each ``env.reset`` of those that begin an episode, a copy each.
+        """
+        # The rows may hold the flags of envs that were here before.
+        self._has_flags = True
+        infos: list[tuple[int, Mapping[Any, Any]]] = []
+        failures: list[Failure] = []
+        for order in orders:
+            index = order.env_index - self.first
+            try:
+                if not order.is_new:
+                    self._rebuild(index)
+                info = self._restarted(index, order, options)
+                if info:
+                    infos.append((index, info))
+            except BaseException as error:
+                failures.append(self._fail(index, "a restart", error))
+                if self._is_stopped_by(error):
+                    break
+        return Outcome(info_columns.gather(infos), failures)
+
+    def _restarted(self, index: int, order: RestartOrder, options: dict[str, Any] | None) -> dict[Any, Any]:
+        row = self._rows[index]
+        self._orders[index] = order
+        if order.goal is Goal.BEGIN:
+            self._batch.rewards[row] = 0.0
+            self._batch.terminations[row] = self._batch.truncations[row] = False
+            self._ended[index] = False
+            return self._reset_env(index, options=snapshot(options))
+        if order.observation is not None:
+            # What failed may have left half of its row.
+            self._batch.observations.write(row, order.observation)
+        if order.goal is Goal.END:
+            return self._cut_short(index, order)
+        self._ended[index] = order.goal is Goal.END_LATER or self._autoreset_mode is AutoresetMode.NEXT_STEP
+        return {}
+
+    def _go_on(self, index: int) -> dict[Any, Any]:
+        """The step of a restarted sub-env that has not been reset since."""
+        order = self._orders[index]
+        return self._cut_short(index, order) if order.goal is Goal.END_LATER else self._reset_env(index)
+
+    def _cut_short(self, index: int, order: RestartOrder) -> dict[Any, Any]:
+        """Ends the episode that a restarted sub-env has lost: truncated, at the observation that was handed out last."""
+        self._batch.rewards[self._rows[index]] = 0.0
+        self._orders[index] = order._replace(goal=Goal.END)
+        return {**self._end_episode(index, False, True, {}), **order.told()}
+
     def call(self, name: str, args: tuple[Any, ...], kwargs: dict[str, Any]) -> CallOutcome:
         """Calls the method ``name`` of each, with copies of the arguments, or reads the attribute of that name."""
         results: list[Any] = []
@@ -298,12 +354,19 @@ class SubEnvs:
         self._failed[index] = False
 
     def _reset_env(self, index: int, **kwargs: Any) -> dict[Any, Any]:
+        order = self._orders.pop(index, None)
+        if order is not None and kwargs.get("seed") is None:
+            kwargs["seed"] = order.seed
         observation, info = self._env(index).reset(**kwargs)
         try:
             self._batch.observations.write(self._rows[index], observation)
         except Mismatch as mismatch:
             raise self._invalid(index, "reset", mismatch) from None
-        return info_columns.copied(info) if info else {}
+        info = info_columns.copied(info) if info else {}
+        if order is not None and order.goal is not Goal.END:
+            # Nothing has told of the restart yet.
+            info |= order.told()
+        return info
 
     def _invalid(self, index: int, call: str, mismatch: Mismatch) -> InvalidObservationError:
         return InvalidObservationError(

@@ -30,6 +30,7 @@ from rayvec.cluster import ActorResources, ClusterUse, caller_node
 from rayvec.contract import ContractVectorEnv, Timeouts, check_autoreset_mode, check_env_fns
 from rayvec.local.memory import SharedBlock
 from rayvec.local.seeding import WorkerSeeds
+from rayvec.restarts import FailurePolicy
 from rayvec.spaces import ObservationMode, check_observation_mode
 from rayvec.sub_envs import EnvFn
 from rayvec.worker import shares
@@ -83,6 +84,11 @@ class RayVectorEnv(ContractVectorEnv):
         reset_timeout: seconds that ``reset`` may take; None: no bound.
         step_timeout: seconds that ``step`` may take; None: no bound.
         call_timeout: seconds that ``call``, ``get_attr``, ``set_attr`` and ``render`` may take; None: no bound.
+        on_failure: what becomes of a sub-env that fails in ``reset`` or ``step``: "raise", the caller is told by an exception;
+            "restart", it is built anew and the call goes on (docs/failures.md).
+        max_restarts: under "restart", how often each sub-env may be restarted within ``restart_window`` before its failure
+            is raised; None: as often as it fails.
+        restart_window: seconds.
 
     Raises:
         ValueError, TypeError: an argument is wrong, or an env_fn cannot be pickled.
@@ -120,7 +126,11 @@ class RayVectorEnv(ContractVectorEnv):
         reset_timeout: float | None = None,
         step_timeout: float | None = None,
         call_timeout: float | None = None,
+        on_failure: str = "raise",
+        max_restarts: int | None = 10,
+        restart_window: float = 60.0,
     ) -> None:
+        policy = FailurePolicy(on_failure, max_restarts, restart_window)
         self.env_fns = check_env_fns(env_fns)
         mode = check_autoreset_mode(autoreset_mode)
         check_observation_mode(observation_mode)
@@ -155,6 +165,7 @@ class RayVectorEnv(ContractVectorEnv):
                 observation_mode=observation_mode,
                 autoreset_mode=mode,
                 timeouts=Timeouts(start_timeout, reset_timeout, step_timeout, call_timeout),
+                failure_policy=policy,
                 make_block=None if transport == "object_store" else SharedBlock,
             )
         except BaseException:

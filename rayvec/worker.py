@@ -134,6 +134,12 @@ class Worker(ABC):
     def describe(self) -> str:
         """Who it is and, if it has died, how: for messages."""
 
+    def name(self) -> str:
+        """Whose worker it is, and who: for messages."""
+        envs = self.envs
+        which = f"sub-env {envs.start}" if len(envs) == 1 else f"sub-envs {envs.start} to {envs.stop - 1}"
+        return f"the worker of {which} ({self.describe()})"
+
     def start_hint(self) -> str:
         """What the user might do about one that dies while it builds its sub-envs."""
         return "An env_fn may have ended its process."

@@ -36,6 +36,7 @@ from rayvec.local.custom import CustomWorker, custom_workers
 from rayvec.local.memory import SharedBlock
 from rayvec.local.process import ProcessWorker
 from rayvec.local.seeding import WorkerSeeds
+from rayvec.restarts import FailurePolicy
 from rayvec.spaces import ObservationMode, check_observation_mode
 from rayvec.sub_envs import EnvFn
 from rayvec.worker import InlineWorker, Worker, shares
@@ -65,6 +66,12 @@ class AsyncVectorEnv(ContractVectorEnv):
         reset_timeout: seconds that ``reset`` may take; None: no bound.
         step_timeout: seconds that ``step`` may take; None: no bound.
         call_timeout: seconds that ``call``, ``get_attr``, ``set_attr`` and ``render`` may take; None: no bound.
+        on_failure: what becomes of a sub-env that fails in ``reset`` or ``step``: "raise", the caller is told by an exception;
+            "restart", it is built anew and the call goes on (docs/failures.md).
+            Not with a custom ``worker``.
+        max_restarts: under "restart", how often each sub-env may be restarted within ``restart_window`` before its failure
+            is raised; None: as often as it fails.
+        restart_window: seconds.
 
     Raises:
         ValueError, TypeError: an argument is wrong, or a custom space cannot be shared.
@@ -102,7 +109,11 @@ class AsyncVectorEnv(ContractVectorEnv):
         reset_timeout: float | None = None,
         step_timeout: float | None = None,
         call_timeout: float | None = None,
+        on_failure: str = "raise",
+        max_restarts: int | None = 10,
+        restart_window: float = 60.0,
     ) -> None:
+        policy = FailurePolicy(on_failure, max_restarts, restart_window)
         self.env_fns = check_env_fns(env_fns)
         self.shared_memory = shared_memory
         self.context = context
@@ -117,6 +128,11 @@ class AsyncVectorEnv(ContractVectorEnv):
                 raise ValueError(
                     "worker: a custom worker steps one sub-env in a process of its own; it goes with neither num_workers="
                     f"{num_workers!r} nor step_in_caller={step_in_caller!r}"
+                )
+            if policy.restarts:
+                raise ValueError(
+                    "on_failure='restart' does not go with a custom worker, whose messages cannot say how a restarted sub-env "
+                    "goes on: leave on_failure='raise', or use rayvec's own workers."
                 )
             _check_arguments(worker, self.max_concurrency)
             workers: Sequence[Worker] = custom_workers(
@@ -154,6 +170,7 @@ class AsyncVectorEnv(ContractVectorEnv):
             autoreset_mode=autoreset_mode,
             max_concurrency=self.max_concurrency,
             timeouts=Timeouts(start_timeout, reset_timeout, step_timeout, call_timeout),
+            failure_policy=policy,
             make_block=SharedBlock if shares_rows else None,
             check_spaces=_check_shareable if shares_rows else None,
         )

@@ -349,6 +349,7 @@ _NOTHING: dict[int, Any] = {
     Verb.CALL: CallOutcome([]),
     Verb.SET_ATTR: CallOutcome([]),
     Verb.CLOSE: CallOutcome([]),
+    Verb.RESTART: Outcome(),
 }
 
 

@@ -16,6 +16,7 @@ import gymnasium as gym
 from gymnasium.vector import AutoresetMode
 
 from rayvec.contract import ContractVectorEnv, check_autoreset_mode, check_env_fns
+from rayvec.restarts import FailurePolicy
 from rayvec.spaces import ObservationMode
 from rayvec.sub_envs import EnvFn
 from rayvec.worker import InlineWorker
@@ -32,6 +33,11 @@ class SyncVectorEnv(ContractVectorEnv):
         observation_mode: "same"; "different" for spaces of one shape and dtype with other bounds; or a pair
             (observation_space, single_observation_space).
         autoreset_mode: what happens at the end of an episode.
+        on_failure: what becomes of a sub-env that fails in ``reset`` or ``step``: "raise", the caller is told by an exception;
+            "restart", it is built anew and the call goes on (docs/failures.md).
+        max_restarts: under "restart", how often each sub-env may be restarted within ``restart_window`` before its failure
+            is raised; None: as often as it fails.
+        restart_window: seconds.
 
     Raises:
         ValueError, TypeError: an argument is wrong.
@@ -54,11 +60,22 @@ class SyncVectorEnv(ContractVectorEnv):
         copy: bool = True,
         observation_mode: ObservationMode = "same",
         autoreset_mode: str | AutoresetMode = AutoresetMode.NEXT_STEP,
+        *,
+        on_failure: str = "raise",
+        max_restarts: int | None = 10,
+        restart_window: float = 60.0,
     ) -> None:
+        policy = FailurePolicy(on_failure, max_restarts, restart_window)
         self.env_fns = check_env_fns(env_fns)
         autoreset_mode = check_autoreset_mode(autoreset_mode)
         self._inline = InlineWorker(self.env_fns, 0, autoreset_mode)
-        super().__init__([self._inline], copy=copy, observation_mode=observation_mode, autoreset_mode=autoreset_mode)
+        super().__init__(
+            [self._inline],
+            copy=copy,
+            observation_mode=observation_mode,
+            autoreset_mode=autoreset_mode,
+            failure_policy=policy,
+        )
 
     @property
     def envs(self) -> list[gym.Env[Any, Any] | None]:

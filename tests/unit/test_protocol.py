@@ -54,7 +54,7 @@ def test_every_handler_exists_and_takes_the_payload(verb: Verb) -> None:
 
 def test_only_what_steps_or_resets_is_limited() -> None:
     """``max_concurrency`` counts resets and steps; attributes and the end never wait for it."""
-    assert [verb for verb in Verb if REQUESTS[verb].limited] == [Verb.RESET, Verb.STEP]
+    assert [verb for verb in Verb if REQUESTS[verb].limited] == [Verb.RESET, Verb.STEP, Verb.RESTART]
 
 
 def attached() -> SubEnvs:
