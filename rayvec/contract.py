@@ -550,6 +550,8 @@ class ContractVectorEnv(VectorEnv[Any, Any, Any]):
         failures = self._crew.end(timeout, forced)
         self._finalizer.cancel()
         self._batch = None  # type: ignore[assignment]
+        if self._recovery is not None:
+            self._recovery.release()
         for kept in (self._reset_payloads, self._replies, self._revived):
             kept.clear()
         _close_all(self._blocks)

@@ -47,7 +47,8 @@ class Failure:
 
     def summary(self) -> str:
         """What was raised, and in what, in a line or so."""
-        return f"{type(self.error).__name__}: {_text(self.error)} (in {self.call})"
+        text = _text(self.error)
+        return f"{type(self.error).__name__}{': ' if text else ''}{text} (in {self.call})"
 
     def pack(self) -> PackedFailure:
         """What another process can be sent."""

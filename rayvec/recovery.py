@@ -108,6 +108,10 @@ class Recovery:
         self._groups.clear()
         return groups
 
+    def release(self) -> None:
+        """Lets go of the batch, whose memory is given back."""
+        self._batch = self._block = None  # type: ignore[assignment]
+
     # replies
 
     def handle(self, worker: Worker, verb: Verb | None, reply: Reply, call: str) -> Sequence[Failure] | None:
@@ -158,7 +162,7 @@ class Recovery:
             self._bound.add([index])
             reason = failure.summary()
             orders.append(self._order(index, self._goal(index, call), reason, is_new=False))
-            logger.warning("sub-env %d is built anew%s: %s\n%s", index, self._counted([index]), reason, failure.trace)
+            logger.warning("sub-env %d is built anew after %s: %s\n%s", index, reason, self._counted([index]), failure.trace)
         if orders:
             self._ask(worker, orders, call)
         return refused
@@ -177,7 +181,7 @@ class Recovery:
     def _replace(self, worker: Worker, call: str, reason: str) -> None:
         self._bound.add(worker.envs)
         self._groups.pop(worker, None)
-        logger.warning("sub-envs %s are started anew%s: %s", list(worker.envs), self._counted(worker.envs), reason)
+        logger.warning("sub-envs %s are built anew: %s: %s", list(worker.envs), reason, self._counted(worker.envs))
         orders = [self._order(index, self._goal(index, call), reason, is_new=True) for index in worker.envs]
         try:
             self._crew.start(worker)
@@ -212,8 +216,10 @@ class Recovery:
 
     def _counted(self, indices: Sequence[int]) -> str:
         """How often these were restarted, for a message."""
-        most = max(self._bound.counts[index] for index in indices)
-        return f" (restart {most} of it; {sum(self._bound.counts)} of sub-envs in all)"
+        counts = [self._bound.counts[index] for index in indices]
+        own = "of this sub-env" if len(counts) == 1 else "of each of these sub-envs"
+        told = counts[0] if len(set(counts)) == 1 else counts
+        return f"restart {told} {own}, {sum(self._bound.counts)} in all"
 
     # workers that were found dead, or are late
 

@@ -35,14 +35,14 @@ OVER_RAY = {
 }
 
 
-def run(script: str, *arguments: str | Path) -> subprocess.CompletedProcess[str]:
+def run(script: str, *arguments: str | Path, timeout: float = 55) -> subprocess.CompletedProcess[str]:
     """A benchmark, run as a user runs it; the package is found wherever the tests found it."""
     paths = os.pathsep.join([str(Path(rayvec.__file__).parents[1]), *sys.path])
     return subprocess.run(
         [sys.executable, BENCHMARKS / script, *arguments],
         capture_output=True,
         text=True,
-        timeout=55,
+        timeout=timeout,
         env=os.environ | {"PYTHONPATH": paths, "PYTHONIOENCODING": "utf-8"},
     )
 
@@ -132,3 +132,20 @@ def test_wrong_options_are_told(arguments: list[str], told: str) -> None:
     assert ran.returncode == 2
     assert told in ran.stderr
     assert ran.stdout == ""
+
+
+@pytest.mark.timeout(240)
+def test_a_minute_of_the_soak(tmp_path: Path) -> None:
+    """Nothing wrong, nothing left, nothing grown on any engine, after trouble of each kind."""
+    file = tmp_path / "report.json"
+    ran = run("soak.py", "--seconds", "60", "--json", file, timeout=220)
+    assert file.exists(), ran.stdout + ran.stderr
+    report = json.loads(file.read_text())
+    assert [fault for fault in report["faults"] if "a step took" not in fault] == [], ran.stdout + ran.stderr
+    assert ran.stderr == ""
+    assert len(report["engines"]) == 5
+    for engine in report["engines"]:
+        assert engine["steps"] > 0
+        assert engine["restarts"] > 0
+        assert engine["reasons"].keys() <= {"raised", "died", "stuck"}
+    assert {kind for engine in report["engines"] for kind in engine["reasons"]} == {"raised", "died", "stuck"}

@@ -41,6 +41,7 @@ from rayvec.testing.envs import (
     reward_value,
 )
 from rayvec.testing.oracle import PlainLoop, batch_infos, batch_observations
+from rayvec.testing.restarted import RestartedLoop
 from rayvec.testing.trouble import (
     DyingEnv,
     GateEnv,
@@ -71,6 +72,7 @@ __all__ = [
     "PlainLoop",
     "RaisingEnv",
     "RandomStateEnv",
+    "RestartedLoop",
     "RewardEnv",
     "SlowEnv",
     "SpaceEnv",

@@ -18,11 +18,13 @@ from rayvec.protocol import (
     CallPayload,
     PendingCall,
     ResetPayload,
+    RestartPayload,
     SetAttrPayload,
     StepPayload,
     Verb,
     perform,
 )
+from rayvec.restarts import Goal, RestartOrder
 from rayvec.sub_envs import CallOutcome, Outcome, SubEnvs
 from rayvec.testing.envs import CountingEnv
 
@@ -69,6 +71,7 @@ def attached() -> SubEnvs:
 
 
 PAYLOADS: dict[Verb, tuple[Any, ...]] = {
+    Verb.RESTART: RestartPayload([RestartOrder(1, Goal.END, 3, None, "bad luck", False)], None),
     Verb.RESET: ResetPayload([1, 2], None, None),
     Verb.STEP: StepPayload(None),
     Verb.CALL: CallPayload("add", (1,), {"times": 2}),
