@@ -177,7 +177,7 @@ def make_vec(
         TypeError: for an option that the engine does not have.
         gymnasium.error.Error: for an unknown id, or one that has no entry point for the mode.
     """
-    spec, module = _find_spec(id)
+    spec, module = find_spec(id)
     recorded = {name: spec.kwargs[name] for name in _RECORDED if name in spec.kwargs}
     if recorded:
         spec = dataclasses.replace(spec, kwargs={k: v for k, v in spec.kwargs.items() if k not in recorded})
@@ -233,7 +233,7 @@ def register(
     """
     _check_choice("engine", engine, _CHOICES)
     _check_options(engine, vector_kwargs)
-    spec, module = _find_spec(id)
+    spec, module = find_spec(id)
     registered = _entry_point_of(spec)
     if registered is not None:
         spec, module = registered.spec, registered.module
@@ -317,7 +317,7 @@ def _plain(options: Mapping[str, Any]) -> dict[str, Any]:
 # --- looking up ---------------------------------------------------------------------------------------------
 
 
-def _find_spec(id: str | EnvSpec) -> tuple[EnvSpec, str | None]:  # noqa: A002
+def find_spec(id: str | EnvSpec) -> tuple[EnvSpec, str | None]:  # noqa: A002
     """The spec, and the module that ``id`` names, if it does."""
     if isinstance(id, EnvSpec):
         return id, None
