@@ -359,10 +359,21 @@ def _close(envs: Any) -> None:
         if isinstance(envs, rayvec.AsyncVectorEnv):
             envs.close(timeout=_CLOSING_SECONDS)
         elif isinstance(envs, gymnasium.vector.AsyncVectorEnv):
-            # A call may be pending, for which Gymnasium would wait without an end.
-            envs.close(terminate=True)
+            _end(envs)
         else:
             envs.close()
+
+
+def _end(envs: gymnasium.vector.AsyncVectorEnv) -> None:
+    """Ends Gymnasium's processes, also where a call is pending or one of them is gone, when its own close raises or waits."""
+    for process in envs.processes:
+        process.terminate()
+    for process in envs.processes:
+        process.join(_CLOSING_SECONDS)
+    for pipe in envs.parent_pipes:
+        if pipe is not None:
+            pipe.close()
+    envs.closed = True
 
 
 def _gymnasium_async(env_fns: Sequence[EnvFn]) -> Any:

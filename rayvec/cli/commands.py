@@ -239,7 +239,7 @@ def doctor() -> None:
 
 def _progress(console: Any) -> Progress:
     columns = (TextColumn("{task.description}"), BarColumn(), MofNCompleteColumn())
-    return Progress(*columns, console=console, auto_refresh=False, transient=True)
+    return Progress(*columns, console=console, auto_refresh=False, transient=True, disable=not console.is_terminal)
 
 
 def _plotter() -> Any:

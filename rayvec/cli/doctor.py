@@ -24,6 +24,8 @@ __all__ = ["Fact", "examine"]
 
 _THREAD_VARIABLES = ("OMP_NUM_THREADS", "MKL_NUM_THREADS", "OPENBLAS_NUM_THREADS")
 _MODEST_FILES, _MODEST_PROCESSES = 1024, 512
+_FILES_A_WORKER = 7
+"""Descriptors that a worker takes in the caller, about."""
 _MEBIBYTE = 2**20
 
 
@@ -225,16 +227,17 @@ def open_files(soft: float | None, hard: float | None) -> Fact:
     """How many workers the descriptors are enough for."""
     about = "open files"
     if soft is None:
-        return Fact(about, "unknown here", "Each worker takes some two descriptors in the caller.")
+        return Fact(about, "unknown here", f"Each worker takes some {_FILES_A_WORKER} descriptors in the caller.")
     value = f"{_number(soft)} (hard limit {_number(hard)})"
     if soft < _MODEST_FILES:
-        more = (
-            f"ulimit -n {_number(min(hard or soft, 65536))} raises it" if hard is not None and hard > soft else "ask for more"
-        )
+        more = f"ulimit -n {min(hard, 65536):.0f} raises it" if hard is not None and hard > soft else "ask for more"
         return Fact(
-            about, value, f"Enough for some {int(soft // 4)} workers; {more}, or group sub-envs with num_workers.", False
+            about,
+            value,
+            f"Enough for some {int(soft // _FILES_A_WORKER)} workers; {more}, or group sub-envs with num_workers.",
+            False,
         )
-    return Fact(about, value, f"Each worker takes some two in the caller: enough for {_workers(soft, 4)} workers.")
+    return Fact(about, value, f"Each worker takes some {_FILES_A_WORKER} in the caller: enough for {_workers(soft)} workers.")
 
 
 def processes(soft: float | None, hard: float | None) -> Fact:
@@ -330,5 +333,5 @@ def _number(limit: float | None) -> str:
     return "unlimited" if limit is None or limit == float("inf") else f"{limit:,.0f}"
 
 
-def _workers(limit: float, each: int) -> str:
-    return "any number of" if limit == float("inf") else f"some {int(limit // each):,}"
+def _workers(limit: float) -> str:
+    return "any number of" if limit == float("inf") else f"some {int(limit // _FILES_A_WORKER):,}"

@@ -92,8 +92,8 @@ def find_target(name: str, kwargs: Mapping[str, Any], **make_kwargs: Any) -> Tar
                 f"module {module_name!r} has no function or class {attribute!r}, and registers no such id"
             ) from None
         told = _sentence(error)
-        # Gymnasium's text may end with the question whether another id was meant.
-        raise TargetError(told if told.endswith("?") else f"{told}; {_advice(name)}") from None
+        hint = "" if "Did you mean" in told else f"; {_advice(name)}"
+        raise TargetError(told.rstrip("?") + hint if hint else told) from None
     return Target(name, EnvFactory(spec, {**make_kwargs, **kwargs}, module=module_to_import), kwargs)
 
 
