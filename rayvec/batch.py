@@ -6,9 +6,9 @@ and :meth:`Batch.pack` / :meth:`Batch.unpack` carry rows between the two as raw 
 
 ::
 
-    ┌─ actions ─┬─ observations ─┬─ rewards ─┬─ terminations ─┬─ truncations ─┐
-    │ row 0..n  │ row 0..n       │ float64   │ bool           │ bool          │   each array aligned to 64 bytes
-    └───────────┴────────────────┴───────────┴────────────────┴───────────────┘
+    ┌─ actions ─┬─ observations ─┬─ rewards ─┬─ terminations ─┬─ truncations ─┬─ tallies ─┐
+    │ row 0..n  │ row 0..n       │ float64   │ bool           │ bool          │ float64   │   each aligned to 64 bytes
+    └───────────┴────────────────┴───────────┴────────────────┴───────────────┴───────────┘
 
 Rows ``[first, first + k)`` belong to one worker between a request and its reply and to the caller otherwise: that order,
 kept by the protocol, is all that prevents a torn read.
@@ -25,7 +25,8 @@ import numpy.typing as npt
 from gymnasium import Space, spaces
 
 from rayvec import serialise
-from rayvec.columns import Arena, ArrayColumn, Column, DictColumn, TupleColumn, build_column, snapshot
+from rayvec.columns import Arena, ArrayColumn, Column, DictColumn, Rows, TupleColumn, build_column, run_of, snapshot
+from rayvec.stats import NUM_SLOTS
 
 __all__ = ["Batch"]
 
@@ -48,6 +49,7 @@ class Batch:
         rewards: float64 ``(num_rows,)``.
         terminations: bool ``(num_rows,)``.
         truncations: bool ``(num_rows,)``.
+        tallies: float64 ``(num_rows, NUM_SLOTS)``, what :mod:`rayvec.stats` counts.
     """
 
     def __init__(self, observation_space: Space[Any], action_space: Space[Any], num_rows: int, buffer: Any = None) -> None:
@@ -64,9 +66,10 @@ class Batch:
         self.rewards: npt.NDArray[np.float64] = arena.array((num_rows,), np.float64)
         self.terminations: npt.NDArray[np.bool_] = arena.array((num_rows,), np.bool_)
         self.truncations: npt.NDArray[np.bool_] = arena.array((num_rows,), np.bool_)
+        self.tallies: npt.NDArray[np.float64] = arena.array((num_rows, NUM_SLOTS), np.float64)
         self.actions_version = 0
         self._objects = self.observations.objects()
-        self._results = [*self.observations.arrays(), self.rewards, self.terminations, self.truncations]
+        self._results = [*self.observations.arrays(), self.rewards, self.terminations, self.truncations, self.tallies]
 
     @classmethod
     def size(cls, observation_space: Space[Any], action_space: Space[Any], num_rows: int) -> int:
@@ -96,6 +99,13 @@ class Batch:
         if self._actions is not None and _write_all(self._actions, actions):
             return None
         return _split(self.action_space, actions, self.num_rows, "actions")
+
+    def place_some_actions(self, actions: Any, indices: npt.NDArray[np.int64]) -> list[Any] | None:
+        """The same for some rows only, in the order of ``indices``."""
+        self.actions_version += 1
+        if self._actions is not None and _write_all(self._actions, actions, run_of(indices)):
+            return None
+        return _split(self.action_space, actions, len(indices), "actions")
 
     def action_rows(self, start: int, stop: int) -> list[Any]:
         """The actions of rows ``start`` to ``stop``, one for each sub-env, which may keep and change them."""
@@ -161,21 +171,21 @@ def _only_arrays(space: Space[Any]) -> bool:
     return isinstance(space, spaces.Box | spaces.Discrete | spaces.MultiDiscrete | spaces.MultiBinary)
 
 
-def _write_all(column: Column, actions: Any) -> bool:
-    """Writes a whole batch of actions if each of its arrays lies in memory as the column does."""
+def _write_all(column: Column, actions: Any, rows: Rows | None = None) -> bool:
+    """Writes a batch of actions (for ``rows``; None: all) if each of its arrays lies in memory as the column does."""
     if isinstance(column, ArrayColumn):
         try:
-            return column.write_all(actions)
+            return column.write_all(actions, rows)
         except (TypeError, ValueError):
             return False
     if isinstance(column, DictColumn):
         if not isinstance(actions, Mapping) or not column.parts.keys() <= actions.keys():
             return False
-        return all(_write_all(part, actions[key]) for key, part in column.parts.items())
+        return all(_write_all(part, actions[key], rows) for key, part in column.parts.items())
     if isinstance(column, TupleColumn):
         if not isinstance(actions, tuple | list) or len(actions) != len(column.parts):
             return False
-        return all(_write_all(part, item) for part, item in zip(column.parts, actions, strict=True))
+        return all(_write_all(part, item, rows) for part, item in zip(column.parts, actions, strict=True))
     return False
 
 

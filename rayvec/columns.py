@@ -22,8 +22,10 @@ import numpy.typing as npt
 from gymnasium import Space, spaces
 from gymnasium.vector.utils import create_empty_array
 
-__all__ = ["Arena", "Column", "Mismatch", "build_column", "custom_space_in", "snapshot"]
+__all__ = ["Arena", "Column", "Mismatch", "Rows", "build_column", "custom_space_in", "run_of", "snapshot"]
 
+Rows = slice | npt.NDArray[np.int64]
+"""Which rows: a slice where they are a run, else their indices."""
 _ATOMS = (int, float, bool, str, bytes, complex, type(None), np.generic)
 
 
@@ -37,6 +39,14 @@ def snapshot(value: Any) -> Any:
         return copy.deepcopy(value)
     except Exception:
         return value
+
+
+def run_of(indices: npt.NDArray[np.int64]) -> Rows:
+    """The slice of rows that ``indices`` are if they are a run in ascending order, else themselves."""
+    first, count = int(indices[0]), len(indices)
+    if int(indices[-1]) - first == count - 1 and (count < 3 or bool((np.diff(indices) == 1).all())):
+        return slice(first, first + count)
+    return indices
 
 
 class Mismatch(Exception):  # noqa: N818 - never leaves the package: SubEnvs turns it into an InvalidObservationError
@@ -86,6 +96,10 @@ class Column(ABC):
     @abstractmethod
     def read_all(self, copy_values: bool) -> Any:
         """All rows in Gymnasium's batched form; arrays are views unless ``copy_values``."""
+
+    @abstractmethod
+    def read_some(self, rows: Rows, copy_values: bool) -> Any:
+        """Some rows in Gymnasium's batched form; arrays are views if ``rows`` is a slice, unless ``copy_values``."""
 
     @abstractmethod
     def arrays(self) -> list[npt.NDArray[Any]]:
@@ -156,6 +170,11 @@ class ArrayColumn(Column):
     def read_all(self, copy_values: bool) -> npt.NDArray[Any]:
         return self._array.copy() if copy_values else self._array
 
+    def read_some(self, rows: Rows, copy_values: bool) -> npt.NDArray[Any]:
+        some = self._array[rows]
+        # Indices have made a copy already.
+        return some.copy() if copy_values and isinstance(rows, slice) else some
+
     def arrays(self) -> list[npt.NDArray[Any]]:
         return [self._array]
 
@@ -166,8 +185,8 @@ class ArrayColumn(Column):
         array = self._array
         return [array[start]] if stop - start == 1 else list(array[start:stop])
 
-    def write_all(self, values: Any) -> bool:
-        """Stores one value for every row, if no conversion is needed; returns whether it did.
+    def write_all(self, values: Any, rows: Rows | None = None) -> bool:
+        """Stores one value for every row (of ``rows``), if no conversion is needed; returns whether it did.
 
         A list has no dtype that could be lost: it is converted where that is safe.
         """
@@ -176,9 +195,17 @@ class ArrayColumn(Column):
             values = np.asarray(values)
             if is_list and _fits(values, self._dtype):
                 values = values.astype(self._dtype)
-        if values.dtype != self._dtype or values.shape != self._array.shape:
+        if values.dtype != self._dtype:
             return False
-        self._array[...] = values
+        if rows is None:
+            if values.shape != self._array.shape:
+                return False
+            self._array[...] = values
+            return True
+        count = rows.stop - rows.start if isinstance(rows, slice) else len(rows)
+        if values.shape != (count, *self._shape):
+            return False
+        self._array[rows] = values
         return True
 
 
@@ -203,6 +230,9 @@ class TextColumn(Column):
 
     def read_all(self, copy_values: bool) -> tuple[str, ...]:
         return tuple(self.rows(0, len(self._lengths)))
+
+    def read_some(self, rows: Rows, copy_values: bool) -> tuple[Any, ...]:
+        return tuple(self.read(row) for row in _indices(rows))
 
     def arrays(self) -> list[npt.NDArray[Any]]:
         return [self._lengths, self._points]
@@ -235,6 +265,9 @@ class OneOfColumn(Column):
     def read_all(self, copy_values: bool) -> tuple[Any, ...]:
         return tuple(self.rows(0, len(self._which)))
 
+    def read_some(self, rows: Rows, copy_values: bool) -> tuple[Any, ...]:
+        return tuple(self.read(row) for row in _indices(rows))
+
     def arrays(self) -> list[npt.NDArray[Any]]:
         return [self._which, *(array for part in self._parts for array in part.arrays())]
 
@@ -262,6 +295,9 @@ class TupleColumn(Column):
 
     def read_all(self, copy_values: bool) -> tuple[Any, ...]:
         return tuple(part.read_all(copy_values) for part in self.parts)
+
+    def read_some(self, rows: Rows, copy_values: bool) -> tuple[Any, ...]:
+        return tuple(part.read_some(rows, copy_values) for part in self.parts)
 
     def arrays(self) -> list[npt.NDArray[Any]]:
         return [array for part in self.parts for array in part.arrays()]
@@ -292,6 +328,9 @@ class DictColumn(Column):
     def read_all(self, copy_values: bool) -> dict[Any, Any]:
         return {key: part.read_all(copy_values) for key, part in self.parts.items()}
 
+    def read_some(self, rows: Rows, copy_values: bool) -> dict[Any, Any]:
+        return {key: part.read_some(rows, copy_values) for key, part in self.parts.items()}
+
     def arrays(self) -> list[npt.NDArray[Any]]:
         return [array for part in self.parts.values() for array in part.arrays()]
 
@@ -316,6 +355,9 @@ class ObjectColumn(Column):
 
     def read_all(self, copy_values: bool) -> tuple[Any, ...]:
         return tuple(snapshot(value) for value in self._values) if copy_values else tuple(self._values)
+
+    def read_some(self, rows: Rows, copy_values: bool) -> tuple[Any, ...]:
+        return tuple(self.read(row) if copy_values else self._values[row] for row in _indices(rows))
 
     def arrays(self) -> list[npt.NDArray[Any]]:
         return []
@@ -367,6 +409,10 @@ def custom_space_in(space: Space[Any]) -> Space[Any] | None:
         return next((found for part in parts if (found := custom_space_in(part)) is not None), None)
     known = isinstance(space, (*_LAYOUTS, spaces.Graph, spaces.Sequence))
     return None if known else space
+
+
+def _indices(rows: Rows) -> Sequence[int]:
+    return range(rows.start, rows.stop) if isinstance(rows, slice) else rows.tolist()
 
 
 def _fits(array: npt.NDArray[Any], dtype: np.dtype[Any]) -> bool:

@@ -17,7 +17,7 @@ import contextlib
 import logging
 import multiprocessing.util
 import time
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from operator import itemgetter
 from typing import TYPE_CHECKING, Any, NamedTuple
 
@@ -36,6 +36,7 @@ from rayvec.protocol import CallPayload, PendingCall, ResetPayload, SetAttrPaylo
 from rayvec.recovery import Recovery
 from rayvec.restarts import FailurePolicy
 from rayvec.spaces import ObservationMode, check_observation_mode, join_spaces
+from rayvec.stats import Stats, read_stats
 from rayvec.sub_envs import CallOutcome, Description, EnvFn, Outcome
 from rayvec.worker import Reply, Worker
 
@@ -265,30 +266,35 @@ class ContractVectorEnv(VectorEnv[Any, Any, Any]):
         self._call.check_idle("reset_async")
         seeds = self._checked_seeds(seed)
         mask, options = self._checked_mask(options)
-        chosen = self._workers
-        if mask is not None:
-            chosen = [worker for worker in chosen if mask[worker.envs.start : worker.envs.stop].any()]
         self._reset_rows = np.ones(self.num_envs, np.bool_) if mask is None else mask
-        self._reset_payloads = {
-            worker: ResetPayload(
-                seeds[worker.envs.start : worker.envs.stop],
-                options,
-                None if mask is None else mask[worker.envs.start : worker.envs.stop].tolist(),
-            )
-            for worker in chosen
-        }
+        self._reset_payloads = self._payloads_of_reset(seeds, options, mask)
         self._revived.clear()
         self._note_torn()
         with self._beginning("reset"):
             if self._recovery is not None:
                 self._recovery.begin_call()
                 self._recovery.replace_lost(is_bounded=False)
-            self._crew.ask((worker, Verb.RESET, self._reset_payloads[worker]) for worker in chosen if not worker.lost)
-            for worker in chosen:
-                if worker.lost:
-                    self._revive(worker)
+            self._ask_reset(self._reset_payloads)
             if self._recovery is not None:
                 self._recovery.begin_reset(seeds, self._reset_rows, options)
+
+    def _payloads_of_reset(
+        self, seeds: Sequence[int | None], options: dict[str, Any] | None, mask: npt.NDArray[np.bool_] | None
+    ) -> dict[Worker, ResetPayload]:
+        """What each worker that has a sub-env to reset is told."""
+        payloads: dict[Worker, ResetPayload] = {}
+        for worker in self._workers:
+            own = slice(worker.envs.start, worker.envs.stop)
+            if mask is None or mask[own].any():
+                payloads[worker] = ResetPayload(seeds[own], options, None if mask is None else mask[own].tolist())
+        return payloads
+
+    def _ask_reset(self, payloads: Mapping[Worker, ResetPayload]) -> None:
+        """Tells the workers; those that have died are started anew first."""
+        self._crew.ask((worker, Verb.RESET, payload) for worker, payload in payloads.items() if not worker.lost)
+        for worker in payloads:
+            if worker.lost:
+                self._revive(worker)
 
     def reset_wait(self, timeout: float | None = None) -> tuple[Any, dict[str, Any]]:
         """Waits for a reset that was started.
@@ -526,6 +532,17 @@ class ContractVectorEnv(VectorEnv[Any, Any, Any]):
     def np_random_seed(self) -> tuple[int, ...]:  # type: ignore[override]
         """The seeds of the sub-envs' random generators; -1 where it is not known."""
         return self.get_attr("np_random_seed")
+
+    def stats(self) -> Stats:
+        """What sub-envs and workers have done with their time so far, as they have told until now.
+
+        Asks nobody: it may be called at any time before ``close()``. ``str()`` of it says which worker holds the rest back.
+
+        Raises:
+            ClosedEnvironmentError: the vector env was closed.
+        """
+        self._call.check_open()
+        return read_stats(self._batch.tallies, [(worker.envs, worker.describe()) for worker in self._workers])
 
     # the end
 

@@ -107,7 +107,7 @@ class Crew:
         self._working: dict[Worker, float] = {}
         self._lines: _BareLines | None = None
         self._awaits_lines = False
-        self._inline: Sequence[Worker] = [worker for worker in workers if worker.is_caller]
+        self._inline = deque(worker for worker in workers if worker.is_caller)
         self._writers: set[Worker] = set()
         self._ready: dict[Worker, bool] = {}
         self._selector = selectors.DefaultSelector()
@@ -153,6 +153,7 @@ class Crew:
         Raises:
             Exception: a payload cannot be pickled; nothing was sent to anyone then.
         """
+        self._awaits_lines = False
         prepared = []
         common: dict[type[Worker], Any] = {}
         for worker, verb, payload in requests:
@@ -223,11 +224,12 @@ class Crew:
         if not worker.send(verb, prepared):
             self._writers.add(worker)
 
-    def next_reply(self, deadline: float | None) -> tuple[Worker, Verb | None, Reply] | None:
+    def next_reply(self, deadline: float | None, by_arrival: bool = False) -> tuple[Worker, Verb | None, Reply] | None:
         """Waits for the next reply that says something, of any worker.
 
         Args:
             deadline: of ``time.monotonic``; None waits for ever.
+            by_arrival: replies that are there already go before the caller's own work.
 
         Returns:
             The worker, the request that it answered, and the reply; :data:`LOST` for the reply of one that has died. None
@@ -264,7 +266,7 @@ class Crew:
                         self._send_queued()
                     return worker, verb, reply
             if self.num_owed:
-                self._wait(deadline)
+                self._wait(deadline, by_arrival)
         return None
 
     def _polled(self, worker: Worker, has_ended: bool) -> Reply | None:
@@ -274,7 +276,7 @@ class Crew:
             return LOST
         return LOST if reply is None and has_ended else reply
 
-    def _wait(self, deadline: float | None) -> None:
+    def _wait(self, deadline: float | None, by_arrival: bool = False) -> None:
         """Waits until some worker may have something to say."""
         # Ctrl-C may have come between an answer and its being counted.
         self.num_owed = sum(len(worker.owed) for worker in self.workers) + len(self._queue)
@@ -282,7 +284,13 @@ class Crew:
             return
         for worker in self._inline:
             if worker.owed:
-                self._ready[worker] = False
+                if by_arrival and len(self.workers) > len(self._inline):
+                    self._note_readable(0.0)
+                if not self._ready:
+                    # The other workers in the caller have their turns before its next.
+                    self._inline.remove(worker)
+                    self._inline.append(worker)
+                    self._ready[worker] = False
                 return
         timeout = None if deadline is None else max(deadline - time.monotonic(), 0.0)
         if self._awaits_lines:
@@ -297,9 +305,7 @@ class Crew:
         if patience is not None:
             left = max(patience - time.monotonic(), 0.0)
             timeout = left if timeout is None else min(timeout, left)
-        for key, _ in self._selector.select(timeout):
-            worker = key.data
-            self._ready[worker] = self._ready.get(worker, False) or key.fd == worker.exit_descriptor()
+        self._note_readable(timeout)
         if self._ready:
             return
         if deadline is not None and time.monotonic() >= deadline:
@@ -311,6 +317,12 @@ class Crew:
         # Being polled, they send more.
         self._ready.update(dict.fromkeys(self._writers, False))
         self._drop_flushed()
+
+    def _note_readable(self, timeout: float | None) -> None:
+        """Notes who may have something to say, first come first: epoll tells of descriptors as they became readable."""
+        for key, _ in self._selector.select(timeout):
+            worker = key.data
+            self._ready[worker] = self._ready.get(worker, False) or key.fd == worker.exit_descriptor()
 
     def _take_from_lines(self, timeout: float | None) -> None:
         """Waits for the worker that was told last, and takes the replies that are here by then: most, as a rule.
@@ -439,5 +451,6 @@ class Crew:
             worker.release()
         self._drop_lines()
         self._selector.close()
-        self.workers = self._inline = ()
+        self.workers = ()
+        self._inline.clear()
         self._ended = True

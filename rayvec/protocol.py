@@ -12,6 +12,11 @@ takes the codes of the wire from it, and the docs print it. A new request is a n
          ▲                                                   │            │ *_wait runs out of time: still pending
          └───────────────────────────────────────────────────┘ ◀──────────┘
             the matching *_wait has a result, or an error
+
+                 async_reset / send
+        idle ───────────────────────▶ pending "recv": async_reset, send and recv in any order
+         ▲                                │
+         └────────────────────────────────┘ recv has handed out all that was at work
 """
 
 from __future__ import annotations
@@ -136,7 +141,7 @@ class PendingCall:
     """Which ``*_async`` call is in flight, and what may be called meanwhile.
 
     Attributes:
-        name: ``"reset"``, ``"step"``, ``"call"``, or None when nothing is pending.
+        name: ``"reset"``, ``"step"``, ``"call"``, ``"recv"``, or None when nothing is pending.
         closed: whether ``close()`` was called.
     """
 
@@ -153,11 +158,28 @@ class PendingCall:
     def check_idle(self, asked: str) -> None:
         """Raises unless ``asked`` may be called now: ClosedEnvironmentError or AlreadyPendingCallError."""
         self.check_open()
+        if self.name == "recv":
+            raise AlreadyPendingCallError(
+                f"Calling `{asked}` while sub-envs are at work for `recv`: call `recv` until all have been received.", self.name
+            )
         if self.name is not None:
             raise AlreadyPendingCallError(
                 f"Calling `{asked}` while a call to `{self.name}` is pending: call `{self.name}_wait` for its result first.",
                 self.name,
             )
+
+    def check_may_send(self, asked: str) -> None:
+        """Raises unless ``asked`` may add to what is in flight for ``recv``, or be the first to."""
+        if self.name != "recv":
+            self.check_idle(asked)
+        self.check_open()
+
+    def check_may_receive(self) -> None:
+        """Raises unless something is in flight for ``recv``: ClosedEnvironmentError or NoAsyncCallError."""
+        self.check_open()
+        if self.name != "recv":
+            pending = f"a call to `{self.name}` is pending" if self.name else "no sub-env is at work"
+            raise NoAsyncCallError(f"Calling `recv` without `async_reset` or `send` before it: {pending}.", "recv")
 
     def begin(self, name: str) -> None:
         """``name`` is in flight from now on; :meth:`check_idle` has allowed it."""

@@ -17,6 +17,7 @@ One sub-env's life::
 from __future__ import annotations
 
 from collections.abc import Callable, Mapping, Sequence
+from time import perf_counter
 from typing import Any, NamedTuple
 
 import gymnasium as gym
@@ -30,6 +31,7 @@ from rayvec.columns import Mismatch, snapshot
 from rayvec.errors import InvalidObservationError, InvalidRewardError
 from rayvec.failures import Failure
 from rayvec.restarts import Goal, RestartOrder
+from rayvec.stats import Tally
 
 __all__ = ["NOTHING", "CallOutcome", "Description", "EnvFn", "Outcome", "SubEnvs", "reward_as_float"]
 
@@ -97,6 +99,7 @@ class SubEnvs:
         self._orders: dict[int, RestartOrder] = {}
         """Of those that were restarted and have not been reset since."""
         self._batch: Batch
+        self._tally: Tally
         self._rows = range(0)
 
     @classmethod
@@ -134,6 +137,7 @@ class SubEnvs:
         """Tells them where their rows are: from ``first_row`` on."""
         self._batch = batch
         self._rows = range(first_row, first_row + len(self))
+        self._tally = Tally(batch.tallies[first_row : first_row + len(self)])
 
     def step(self, actions: Sequence[Any] | None = None) -> Outcome:
         """Steps each of them once.
@@ -141,6 +145,12 @@ class SubEnvs:
         Args:
             actions: one for each; None: they lie in the batch's rows.
         """
+        began = perf_counter()
+        outcome = self._step(actions, began)
+        self._tally.end_step(began, perf_counter())
+        return outcome
+
+    def _step(self, actions: Sequence[Any] | None, began: float) -> Outcome:
         batch, rows, ended = self._batch, self._rows, self._ended
         if actions is None:
             actions = batch.action_rows(rows.start, rows.stop)
@@ -150,6 +160,7 @@ class SubEnvs:
         write = batch.observations.write
         infos: list[tuple[int, Mapping[Any, Any]]] = []
         failures: list[Failure] = []
+        samples = self._tally.samples
         index = -1
         for env, row, action in zip(self.envs, rows, actions, strict=True):
             index += 1
@@ -158,6 +169,7 @@ class SubEnvs:
                     ended[index] = False
                     rewards[row] = 0.0
                     info = self._reset_env(index) if index not in self._orders else self._go_on(index)
+                    self._tally.count_reset(index, in_step=True)
                 else:
                     observation, reward, terminated, truncated, info = env.step(action)  # type: ignore[union-attr]
                     try:
@@ -175,6 +187,10 @@ class SubEnvs:
                 failures.append(self._fail(index, "step", error))
                 if self._is_stopped_by(error):
                     break
+            if samples:
+                ended_at = perf_counter()
+                self._tally.sample(index, ended_at - began)
+                began = ended_at
         if not infos and not failures:
             return NOTHING
         return Outcome(info_columns.gather(infos), failures)
@@ -187,6 +203,7 @@ class SubEnvs:
         self._has_flags = True
         if self._autoreset_mode is AutoresetMode.SAME_STEP:
             ending = {"final_obs": self._batch.observations.read(row), "final_info": info}
+            self._tally.count_reset(index)
             return {**ending, **self._reset_env(index)}
         # Under DISABLED the caller lets no step through before a reset.
         self._ended[index] = self._autoreset_mode is AutoresetMode.NEXT_STEP
@@ -220,6 +237,7 @@ class SubEnvs:
             options: for each ``env.reset``, a copy each.
             mask: which to reset.
         """
+        began = perf_counter()
         infos: list[tuple[int, Mapping[Any, Any]]] = []
         failures: list[Failure] = []
         for index, row in enumerate(self._rows):
@@ -232,12 +250,14 @@ class SubEnvs:
                 self._batch.terminations[row] = self._batch.truncations[row] = False
                 self._ended[index] = False
                 info = self._reset_env(index, seed=seeds[index], options=snapshot(options))
+                self._tally.count_reset(index)
                 if info:
                     infos.append((index, info))
             except BaseException as error:
                 failures.append(self._fail(index, "reset", error))
                 if self._is_stopped_by(error):
                     break
+        self._tally.end_reset(began, perf_counter())
         return Outcome(info_columns.gather(infos) if infos else {}, failures)
 
     def restart(self, orders: Sequence[RestartOrder], options: dict[str, Any] | None) -> Outcome:
@@ -352,6 +372,7 @@ class SubEnvs:
                 pass
         self.envs[index] = self._env_fns[index]()
         self._failed[index] = False
+        self._tally.count_restart(index)
 
     def _reset_env(self, index: int, **kwargs: Any) -> dict[Any, Any]:
         order = self._orders.pop(index, None)

@@ -27,9 +27,10 @@ from gymnasium.vector import AutoresetMode
 
 from rayvec.actors import ActorWorker, StoredActions
 from rayvec.cluster import ActorResources, ClusterUse, caller_node
-from rayvec.contract import ContractVectorEnv, Timeouts, check_autoreset_mode, check_env_fns
+from rayvec.contract import Timeouts, check_autoreset_mode, check_env_fns
 from rayvec.local.memory import SharedBlock
 from rayvec.local.seeding import WorkerSeeds
+from rayvec.partial import PartialVectorEnv, check_batch_size
 from rayvec.restarts import FailurePolicy
 from rayvec.spaces import ObservationMode, check_observation_mode
 from rayvec.sub_envs import EnvFn
@@ -62,7 +63,7 @@ class ActorInfo(NamedTuple):
     transport: str | None
 
 
-class RayVectorEnv(ContractVectorEnv):
+class RayVectorEnv(PartialVectorEnv):
     """Steps sub-envs in Ray actors.
 
     Args:
@@ -79,6 +80,7 @@ class RayVectorEnv(ContractVectorEnv):
         runtime_env: what an actor's process needs to have, as Ray defines it.
         transport: "auto", by the node that an actor is on; "shared_memory", all on the caller's node (there they are placed,
             unless a scheduling_strategy is given); "object_store", through Ray wherever they are.
+        batch_size: how many sub-envs ``recv`` hands out; None: all. See ``docs/partial_batches.md``.
         placement_timeout: seconds that Ray has to place an actor; None: no bound.
         start_timeout: seconds that the constructor may take; None: no bound.
         reset_timeout: seconds that ``reset`` may take; None: no bound.
@@ -121,6 +123,7 @@ class RayVectorEnv(ContractVectorEnv):
         scheduling_strategy: Any = None,
         runtime_env: Mapping[str, Any] | None = None,
         transport: str = "auto",
+        batch_size: int | None = None,
         placement_timeout: float | None = 60.0,
         start_timeout: float | None = None,
         reset_timeout: float | None = None,
@@ -134,6 +137,7 @@ class RayVectorEnv(ContractVectorEnv):
         self.env_fns = check_env_fns(env_fns)
         mode = check_autoreset_mode(autoreset_mode)
         check_observation_mode(observation_mode)
+        batch_size = check_batch_size(batch_size, len(self.env_fns))
         asked = ActorResources(num_cpus, num_gpus, resources, runtime_env, scheduling_strategy)
         asked.check()
         if transport not in TRANSPORTS:
@@ -161,6 +165,7 @@ class RayVectorEnv(ContractVectorEnv):
             ]
             super().__init__(
                 workers,
+                batch_size=batch_size,
                 copy=copy,
                 observation_mode=observation_mode,
                 autoreset_mode=mode,

@@ -31,11 +31,12 @@ from gymnasium import Space
 from gymnasium.vector import AutoresetMode
 
 from rayvec.columns import custom_space_in
-from rayvec.contract import ContractVectorEnv, Timeouts, check_autoreset_mode, check_env_fns
+from rayvec.contract import Timeouts, check_autoreset_mode, check_env_fns
 from rayvec.local.custom import CustomWorker, custom_workers
 from rayvec.local.memory import SharedBlock
 from rayvec.local.process import ProcessWorker
 from rayvec.local.seeding import WorkerSeeds
+from rayvec.partial import PartialVectorEnv, check_batch_size
 from rayvec.restarts import FailurePolicy
 from rayvec.spaces import ObservationMode, check_observation_mode
 from rayvec.sub_envs import EnvFn
@@ -44,7 +45,7 @@ from rayvec.worker import InlineWorker, Worker, shares
 __all__ = ["AsyncVectorEnv", "checked_num_workers", "usable_cores"]
 
 
-class AsyncVectorEnv(ContractVectorEnv):
+class AsyncVectorEnv(PartialVectorEnv):
     """Steps sub-envs in worker processes.
 
     Args:
@@ -62,6 +63,7 @@ class AsyncVectorEnv(ContractVectorEnv):
             runs as even as they can be; "auto", the cores that this process may use.
         step_in_caller: whether the calling process is one of the workers: it steps the first share itself while it waits
             for the others.
+        batch_size: how many sub-envs ``recv`` hands out; None: all. See ``docs/partial_batches.md``.
         start_timeout: seconds that the constructor may take; None: no bound.
         reset_timeout: seconds that ``reset`` may take; None: no bound.
         step_timeout: seconds that ``step`` may take; None: no bound.
@@ -105,6 +107,7 @@ class AsyncVectorEnv(ContractVectorEnv):
         *,
         num_workers: int | str | None = None,
         step_in_caller: bool = False,
+        batch_size: int | None = None,
         start_timeout: float | None = None,
         reset_timeout: float | None = None,
         step_timeout: float | None = None,
@@ -119,6 +122,7 @@ class AsyncVectorEnv(ContractVectorEnv):
         self.context = context
         self.daemon = daemon
         self.worker = worker
+        batch_size = check_batch_size(batch_size, len(self.env_fns))
         self.max_concurrency = _checked_max_concurrency(max_concurrency)
         autoreset_mode = check_autoreset_mode(autoreset_mode)
         check_observation_mode(observation_mode)
@@ -165,6 +169,7 @@ class AsyncVectorEnv(ContractVectorEnv):
         shares_rows = shared_memory and worker is None
         super().__init__(
             workers,
+            batch_size=batch_size,
             copy=copy,
             observation_mode=observation_mode,
             autoreset_mode=autoreset_mode,

@@ -18,6 +18,7 @@ from collections.abc import Callable, Sequence
 from multiprocessing.connection import Connection
 from multiprocessing.context import BaseContext
 from multiprocessing.reduction import ForkingPickler
+from time import perf_counter
 from typing import Any, NamedTuple
 
 from gymnasium import Space, spaces
@@ -34,6 +35,7 @@ from rayvec.local.memory import SharedBlock
 from rayvec.local.process import ChildProcess, ChildWorker
 from rayvec.protocol import CallPayload, ResetPayload, SetAttrPayload, StepPayload, Verb
 from rayvec.spaces import ObservationMode, join_spaces
+from rayvec.stats import Tally
 from rayvec.sub_envs import CallOutcome, Description, EnvFn, Outcome, reward_as_float
 from rayvec.worker import Reply
 
@@ -118,6 +120,8 @@ class CustomWorker(ChildWorker):
         self._pipe: Connection | None = None
         self._errors: Any = None
         self._batch: Batch
+        self._tally: Tally
+        self._asked_at = 0.0
 
     def start(self) -> None:
         self.kill()
@@ -155,6 +159,7 @@ class CustomWorker(ChildWorker):
 
     def attach(self, batch: Batch, block: SharedBlock | None) -> None:
         self._batch = batch
+        self._tally = Tally(batch.tallies[self._index : self._index + 1])
 
     def prepare(self, verb: Verb, payload: tuple[Any, ...] | None) -> Any:
         message: tuple[str, Any] = ("close", None)
@@ -173,6 +178,7 @@ class CustomWorker(ChildWorker):
 
     def send(self, verb: Verb, prepared: Any) -> bool:
         self.owed.append(verb)
+        self._asked_at = perf_counter()
         if self._pipe is not None:
             with contextlib.suppress(OSError):
                 self._pipe.send_bytes(prepared)
@@ -206,6 +212,12 @@ class CustomWorker(ChildWorker):
         return self._setup.description
 
     def _stepped(self, verb: Verb, result: tuple[Any, ...]) -> Outcome:
+        # The function tells of no times: the way to it and back counts too, and a reset that it makes counts as a step.
+        if verb is Verb.RESET:
+            self._tally.end_reset(self._asked_at, perf_counter())
+            self._tally.count_reset(0)
+        else:
+            self._tally.end_step(self._asked_at, perf_counter())
         batch, index = self._batch, self._index
         reward, terminated, truncated = (0.0, False, False) if verb is Verb.RESET else result[1:4]
         observation = result[0]

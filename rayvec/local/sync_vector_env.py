@@ -15,16 +15,17 @@ from typing import Any
 import gymnasium as gym
 from gymnasium.vector import AutoresetMode
 
-from rayvec.contract import ContractVectorEnv, check_autoreset_mode, check_env_fns
+from rayvec.contract import check_autoreset_mode, check_env_fns
+from rayvec.partial import PartialVectorEnv, check_batch_size
 from rayvec.restarts import FailurePolicy
 from rayvec.spaces import ObservationMode
 from rayvec.sub_envs import EnvFn
-from rayvec.worker import InlineWorker
+from rayvec.worker import InlineWorker, shares
 
 __all__ = ["SyncVectorEnv"]
 
 
-class SyncVectorEnv(ContractVectorEnv):
+class SyncVectorEnv(PartialVectorEnv):
     """Steps sub-envs one after the other in the calling process.
 
     Args:
@@ -38,6 +39,7 @@ class SyncVectorEnv(ContractVectorEnv):
         max_restarts: under "restart", how often each sub-env may be restarted within ``restart_window`` before its failure
             is raised; None: as often as it fails.
         restart_window: seconds.
+        batch_size: how many sub-envs ``recv`` hands out; None: all. See ``docs/partial_batches.md``.
 
     Raises:
         ValueError, TypeError: an argument is wrong.
@@ -64,13 +66,21 @@ class SyncVectorEnv(ContractVectorEnv):
         on_failure: str = "raise",
         max_restarts: int | None = 10,
         restart_window: float = 60.0,
+        batch_size: int | None = None,
     ) -> None:
         policy = FailurePolicy(on_failure, max_restarts, restart_window)
         self.env_fns = check_env_fns(env_fns)
         autoreset_mode = check_autoreset_mode(autoreset_mode)
-        self._inline = InlineWorker(self.env_fns, 0, autoreset_mode)
+        num_envs = len(self.env_fns)
+        batch_size = check_batch_size(batch_size, num_envs)
+        # For partial batches each sub-env has to answer by itself.
+        self._inline = [
+            InlineWorker([self.env_fns[index] for index in envs], envs.start, autoreset_mode)
+            for envs in shares(num_envs, 1 if batch_size is None else num_envs)
+        ]
         super().__init__(
-            [self._inline],
+            self._inline,
+            batch_size=batch_size,
             copy=copy,
             observation_mode=observation_mode,
             autoreset_mode=autoreset_mode,
@@ -80,4 +90,4 @@ class SyncVectorEnv(ContractVectorEnv):
     @property
     def envs(self) -> list[gym.Env[Any, Any] | None]:
         """The sub-envs themselves; None in place of one that failed and could not be built anew."""
-        return self._inline.sub_envs.envs if self._inline.sub_envs is not None else []
+        return [env for worker in self._inline if worker.sub_envs is not None for env in worker.sub_envs.envs]
