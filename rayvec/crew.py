@@ -318,6 +318,13 @@ class Crew:
         self._ready.update(dict.fromkeys(self._writers, False))
         self._drop_flushed()
 
+    def note_arrivals(self) -> None:
+        """Notes who has answered by now; those who answer later stand behind them.
+
+        It also has epoll forget whom it told of last, who would keep their old places in its list otherwise.
+        """
+        self._note_readable(0.0)
+
     def _note_readable(self, timeout: float | None) -> None:
         """Notes who may have something to say, first come first: epoll tells of descriptors as they became readable."""
         for key, _ in self._selector.select(timeout):

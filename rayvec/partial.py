@@ -178,6 +178,7 @@ class PartialVectorEnv(ContractVectorEnv):
 
     def _begin_work(self, verb: Verb, payloads: Mapping[Worker, Any]) -> None:
         """Asks the workers; whatever happens, those that were asked are at work and no others."""
+        self._crew.note_arrivals()
         is_sent = False
         try:
             if verb is Verb.RESET:

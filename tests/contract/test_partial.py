@@ -149,7 +149,7 @@ def gated(tmp_path: Path) -> tuple[list[Any], list[Path]]:
 
 def wait_for_answer(envs: Any, index: int) -> None:
     """Waits until that sub-env's worker has answered."""
-    assert select.select([envs._worker_of[index].descriptors()[0]], [], [], 10)[0]
+    assert select.select(envs._worker_of[index].descriptors(), [], [], 10)[0]
 
 
 @each(named("async", "async-pipe", "ray-shared-memory", "ray-object-store"))
@@ -285,7 +285,7 @@ def test_batch_size_is_checked() -> None:
     for wrong, error in ((0, ValueError), (7, ValueError), (2.0, TypeError), (True, TypeError)):
         for base in (rayvec.SyncVectorEnv, rayvec.AsyncVectorEnv):
             with pytest.raises(error, match="batch_size"):
-                base(counting(), batch_size=wrong)  # type: ignore[operator]
+                base(counting(), batch_size=wrong)  # type: ignore[arg-type]
     with pytest.raises(ValueError, match=r"multiple of 3: use batch_size=3"):
         rayvec.AsyncVectorEnv(counting(), num_workers=2, batch_size=4)
     with pytest.raises(ValueError, match=r"1 or 2 sub-envs each.*Use batch_size=6"):
