@@ -187,6 +187,8 @@ class Stats(NamedTuple):
 
 
 def _shown(seconds: float) -> str:
+    if seconds >= 1.0:
+        return f"{seconds:.3g} s"
     return f"{seconds * 1e3:.3g} ms" if seconds >= 1e-3 else f"{seconds * 1e6:.3g} µs"
 
 
