@@ -31,7 +31,7 @@ from rayvec import infos as info_columns
 from rayvec.columns import run_of
 from rayvec.contract import ContractVectorEnv, StepResult
 from rayvec.crew import LOST
-from rayvec.errors import CallTimeoutError, UnsupportedEngineError
+from rayvec.errors import CallTimeoutError
 from rayvec.failures import Failure, raise_failures
 from rayvec.protocol import ResetPayload, StepPayload, Verb
 from rayvec.sub_envs import Outcome
@@ -121,7 +121,7 @@ class PartialVectorEnv(ContractVectorEnv):
         Raises:
             ValueError, TypeError: seeds, mask or replay are wrong; nothing was reset.
             AlreadyPendingCallError, ClosedEnvironmentError: not now, or some of them are at work; nothing was reset.
-            UnsupportedEngineError: under ``on_failure="restart"``.
+            NotImplementedError: under ``on_failure="restart"``.
         """
         self._call.check_may_send("async_reset")
         self._check_policy()
@@ -171,7 +171,7 @@ class PartialVectorEnv(ContractVectorEnv):
 
     def _check_policy(self) -> None:
         if self._recovery is not None:
-            raise UnsupportedEngineError(
+            raise NotImplementedError(
                 "partial batches with on_failure='restart' are not built yet: use on_failure='raise' and reset what failed, or "
                 "step()."
             )
