@@ -14,35 +14,25 @@ from __future__ import annotations
 
 import argparse
 import json
+import logging
 import statistics
 import sys
-from collections.abc import Callable, Sequence
-from contextlib import closing
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import closing, contextmanager
 from dataclasses import asdict, dataclass, replace
 from functools import partial
 from pathlib import Path
-from typing import Any
 
 import numpy as np
 import ray
-from compare_engines import (
-    BusyEnv,
-    Turn,
-    circumstances,
-    complete,
-    loops_for,
-    open_console,
-    positive,
-    take_turns,
-    tell_circumstances,
-    usable_cores,
-)
-from compare_ray import ray_running
-from gymnasium import spaces
 from rich.progress import Progress
 from rich.table import Table
+from telling import circumstances, command_of, commit, open_console, positive
+from works import BusyEnv, loops_for
 
 import rayvec
+from rayvec.local.async_vector_env import usable_cores
+from rayvec.measuring import Turn, take_turns
 
 SHARED, STORE = "shared_memory", "object_store"
 TURNS = 12
@@ -106,13 +96,14 @@ def predict(setup: Setup, constants: Constants, cores: int) -> float:
 # --- measuring ----------------------------------------------------------------------------------------------
 
 
-class WideEnv(BusyEnv):
-    """One with large observations."""
-
-    def __init__(self, loops: int, num_bytes: int) -> None:
-        super().__init__(loops)
-        self.observation = np.zeros(num_bytes // 4, np.float32)
-        self.observation_space = spaces.Box(-1.0, 1.0, self.observation.shape, np.float32)
+@contextmanager
+def ray_running() -> Iterator[None]:
+    """A small Ray of this script's own."""
+    ray.init(address="local", num_cpus=4, include_dashboard=False, log_to_driver=False, logging_level=logging.ERROR)
+    try:
+        yield
+    finally:
+        ray.shutdown()
 
 
 class Gauge:
@@ -128,7 +119,7 @@ class Gauge:
     def __init__(self, envs: rayvec.AsyncVectorEnv, cores: int) -> None:
         self._cores = cores
         envs.reset(seed=0)
-        self.turn = Turn(envs.step, np.zeros((1, envs.num_envs), np.int64))
+        self.turn = Turn(envs.step, np.zeros((1, envs.num_envs), np.int64), envs.num_envs)
 
     @classmethod
     def built(cls, cores: int) -> rayvec.AsyncVectorEnv:
@@ -143,12 +134,12 @@ class Gauge:
 
 def measured(setup: Setup, gauge: Gauge, seconds: float, tick: Callable[[], None]) -> tuple[float, float]:
     """Env steps a second and the slowdown meanwhile: medians of turns."""
-    loops = loops_for(setup.env_cost) if setup.env_cost else 0
-    env_fn: Callable[[], Any] = partial(WideEnv, loops, setup.env_bytes) if setup.env_bytes else partial(BusyEnv, loops)
+    loops = loops_for(setup.env_cost)
+    env_fn = partial(BusyEnv, loops, (setup.env_bytes // 4,)) if setup.env_bytes else partial(BusyEnv, loops)
     num_envs = setup.num_actors * setup.rows
     with closing(rayvec.RayVectorEnv([env_fn] * num_envs, num_actors=setup.num_actors, transport=setup.transport)) as envs:
         envs.reset(seed=0)
-        turn = Turn(envs.step, np.random.default_rng(0).integers(2, size=(97, num_envs)))
+        turn = Turn(envs.step, np.random.default_rng(0).integers(2, size=(97, num_envs)), num_envs)
         rates = take_turns({"envs": turn, "gauge": gauge.turn}, TURNS, seconds / TURNS / 2, lambda: None)
     tick()
     return statistics.median(rates["envs"]), gauge.slowdown(statistics.median(rates["gauge"]))
@@ -242,15 +233,22 @@ def parse(argv: Sequence[str] | None) -> argparse.Namespace:
     add("--quick", action="store_true", help="measurements of 0.2 s, and one prediction")
     add("--json", type=Path, metavar="FILE", help="write all that was measured into this file, too")
     parser.set_defaults(setups=None)
-    return complete(parser, parser.parse_args(argv), QUICK, USUAL)
+    options = parser.parse_args(argv)
+    for name, value in (QUICK if options.quick else USUAL).items():
+        if getattr(options, name) is None:
+            setattr(options, name, value)
+    if options.json is not None and not options.json.resolve().parent.is_dir():
+        parser.error(f"--json: there is no folder {options.json.resolve().parent}")
+    return options
 
 
 def main(argv: Sequence[str] | None = None) -> int:
     """Measures, predicts, prints the tables, and writes the file that was asked for."""
     options = parse(argv)
+    command = command_of("cost_model.py", argv)
     console = open_console()
-    facts = circumstances("cost_model.py", sys.argv[1:] if argv is None else argv) | {"ray": ray.__version__}
-    tell_circumstances(console, facts)
+    facts = {**circumstances(), "commit": commit()}
+    console.print(", ".join(f"{name} {value}" for name, value in facts.items()), soft_wrap=True, highlight=False)
     setups: list[Setup] = options.setups
     transports = list(dict.fromkeys(setup.transport for setup in setups))
     cores = usable_cores()
@@ -269,10 +267,10 @@ def main(argv: Sequence[str] | None = None) -> int:
             felt = replace(setup, env_cost=setup.env_cost * slowdown)
             verdicts.append(Verdict(setup, slowdown, predict(felt, constants[setup.transport], cores), rate))
     console.print(table_of_constants(constants), table_of(verdicts), "")
-    console.print(facts["command"], soft_wrap=True, highlight=False)
+    console.print(command, soft_wrap=True, highlight=False)
     if options.json is not None:
         report = {
-            "circumstances": facts,
+            "circumstances": {**facts, "command": command},
             "constants": {transport: asdict(known) for transport, known in constants.items()},
             "verdicts": [asdict(verdict) for verdict in verdicts],
         }

@@ -27,9 +27,9 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
-from compare_engines import circumstances, open_console, positive, positive_int, tell_circumstances
 from gymnasium.vector import AutoresetMode
 from rich.table import Table
+from telling import circumstances, command_of, commit, open_console, positive, positive_int
 
 import rayvec
 from rayvec.testing import CountingEnv, RestartedLoop, assert_same
@@ -304,11 +304,12 @@ def main(argv: Sequence[str] | None = None) -> int:
     # Each restart is logged, which is too much here.
     logging.getLogger("rayvec").setLevel(logging.CRITICAL)
     console = open_console()
-    facts = circumstances("soak.py", sys.argv[1:] if argv is None else argv)
-    tell_circumstances(console, facts)
+    facts = {**circumstances(), "commit": commit(), "command": command_of("soak.py", argv)}
+    told = ", ".join(f"{name} {value}" for name, value in facts.items() if name != "command")
+    console.print(told, soft_wrap=True, highlight=False)
     with ExitStack() as stack:
         if not options.no_ray:
-            from compare_ray import ray_running
+            from cost_model import ray_running
 
             stack.enter_context(ray_running())
         pool = contestants(not options.no_ray)

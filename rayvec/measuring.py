@@ -16,7 +16,7 @@ from __future__ import annotations
 import itertools
 import statistics
 import time
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from typing import Any, Protocol
 
 from gymnasium import Space
@@ -92,7 +92,7 @@ class Turn:
         num_envs: how many envs a step is worth.
     """
 
-    def __init__(self, step: Callable[[Any], Any], actions: Sequence[Any], num_envs: int) -> None:
+    def __init__(self, step: Callable[[Any], Any], actions: Iterable[Any], num_envs: int) -> None:
         self._step = step
         self._actions = itertools.cycle(actions)
         self._num_envs = num_envs

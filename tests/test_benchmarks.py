@@ -4,10 +4,11 @@ from __future__ import annotations
 
 import json
 import os
+import shlex
+import statistics
 import subprocess
 import sys
 from pathlib import Path
-from typing import Any
 
 import pytest
 
@@ -16,22 +17,15 @@ import rayvec
 pytest.importorskip("rich", reason="the benchmarks print with it")
 
 BENCHMARKS = Path(__file__).parents[1] / "benchmarks"
-ENGINES = [
+ENGINES = {
+    "bare loop",
     "Gymnasium sync",
     "Gymnasium async",
     "rayvec sync",
-    "rayvec async",
-    "rayvec async, 2 workers",
-    "rayvec async, 1 worker + caller",
-    "ideal: bare loop x cores",
-]
-OVER_RAY = {
-    "AsyncVectorEnv, 2 workers": 4,
-    "RayVectorEnv, 2 actors": 4,
-    "RayVectorEnv, 2 actors, object store": 4,
-    "RayVectorEnv, an actor each": 1,
-    "plain actor calls, 1 an env": 1,
-    "ideal: bare loop x cores": 4,
+    "rayvec async, one process each",
+    "rayvec async, a process a core",
+    "rayvec async, with the caller",
+    "rayvec auto",
 }
 
 
@@ -47,59 +41,57 @@ def run(script: str, *arguments: str | Path, timeout: float = 55) -> subprocess.
     )
 
 
-def test_it_measures_every_engine_and_tells(tmp_path: Path) -> None:
-    """Tables, command and file hold every engine, in numbers that agree with each other."""
-    file = tmp_path / "report.json"
-    arguments = ["--quick", "--num-envs", "2", "3", "--rounds", "2", "--seconds", "0.01", "--step-cost", "20"]
-    ran = run("compare_engines.py", *arguments, "--json", file)
-    assert ran.returncode == 0, ran.stdout + ran.stderr
-    assert ran.stderr == ""
+def test_it_measures_every_engine_and_writes_the_page(tmp_path: Path) -> None:
+    """Tables, command, data, page and plot, in numbers that agree with each other; rows of an earlier run stay."""
+    pytest.importorskip("matplotlib", reason="the plot is drawn with it")
+    quick = ["--quick", "--rounds", "2", "--seconds", "0.01", "--out", str(tmp_path)]
+    for arguments in (
+        ["--only", "cartpole-8", "--contestants", *sorted(ENGINES - {"bare loop"}), *quick],
+        ["--only", "busy-0", "busy-3", "busy-10", "--contestants", "rayvec sync", "rayvec async, with the caller", *quick],
+    ):
+        ran = run("run.py", *arguments)
+        assert ran.returncode == 0, ran.stdout + ran.stderr
+        assert ran.stderr == ""
+        assert ran.stdout.splitlines()[-1] == shlex.join(["python", "benchmarks/run.py", *arguments])
 
-    scenarios = [(env, n) for env in ["CartPole-v1", "busy env, 20 µs a step"] for n in [2, 3]]
-    for env, num_envs in scenarios:
-        assert f"{env}, {num_envs} envs" in ran.stdout
-    for name in ENGINES:
-        assert ran.stdout.count(f" {name} ") == len(scenarios)
-    command = f"python benchmarks/compare_engines.py {' '.join(arguments)} --json {file}"
-    assert ran.stdout.splitlines()[-1] == command
+    told = json.loads((tmp_path / "performance.json").read_text())
+    assert told["circumstances"]["rayvec"] == rayvec.__version__
+    assert list(told["rows"]) == ["cartpole-8", "busy-0", "busy-3", "busy-10"]
+    cart_pole = told["rows"]["cartpole-8"]
+    assert set(cart_pole["rates"]) == ENGINES
+    assert all(len(rates) == 2 and min(rates) > 0 for rates in cart_pole["rates"].values())
+    assert cart_pole["choice"].split(",")[0] in ("sync", "async")
 
-    report = json.loads(file.read_text())
-    assert report["circumstances"]["command"] == command
-    assert report["circumstances"]["rayvec"] == rayvec.__version__
-    assert report["settings"] == {"rounds": 2, "seconds": 0.01, "step_cost": 20.0}
-    assert [(result["env"], result["num_envs"]) for result in report["results"]] == scenarios
-    for result in report["results"]:
-        rows: dict[str, Any] = {row["engine"]: row for row in result["rows"]}
-        assert list(rows) == ENGINES
-        for row in rows.values():
-            assert len(row["rates"]) == 2
-            assert min(row["rates"]) > 0
-            assert min(row["rates"]) <= row["median"] <= max(row["rates"])
-        assert rows["Gymnasium sync"]["to_sync"] == 1
-        assert rows["Gymnasium async"]["to_async"] == 1
-        assert rows["ideal: bare loop x cores"]["of_ideal"] == 1
+    page = (tmp_path / "performance.md").read_text(encoding="utf-8")
+    for name in (ENGINES - {"bare loop"}) | {"ideal: bare loop × cores"}:
+        assert f"\n| {name} | " in page
+    medians = {name: statistics.median(rates) for name, rates in cart_pole["rates"].items()}
+    best = max(
+        (name for name in ENGINES if name.startswith("rayvec") and name != "rayvec auto"), key=lambda name: medians[name]
+    )
+    rounds = zip(cart_pole["rates"][best], cart_pole["rates"]["bare loop"], strict=True)
+    share = statistics.median(rate / (cart_pole["cores"] * bare) for rate, bare in rounds)
+    assert f"| CartPole-v1 × 8 | best of rayvec ÷ ideal | ≥ 0.8 | {share:.2f} | " in page
+    assert "| cartpole-64 | best of rayvec ÷ Gymnasium sync | ≥ 2 | not measured |  |" in page
+    assert "(performance.png)" in page
+    assert (tmp_path / "performance.png").stat().st_size > 10_000
 
 
 def test_it_compares_over_ray(tmp_path: Path) -> None:
-    """Table and file hold every way to step in actors, in numbers that agree with each other."""
-    file = tmp_path / "report.json"
-    arguments = ["--num-envs", "4", "--num-alone", "1", "--rounds", "2", "--seconds", "0.02"]
-    ran = run("compare_ray.py", *arguments, "--json", file)
+    """A Ray of its own for each contestant that needs one."""
+    name = "rayvec Ray, an actor a core"
+    ran = run("run.py", "--quick", "--only", "ray-64", "--contestants", name, "--rounds", "1", "--out", str(tmp_path))
     assert ran.returncode == 0, ran.stdout + ran.stderr
-    assert ran.stderr == ""
-    for name in OVER_RAY:
-        assert f" {name} " in ran.stdout
-    assert "Ray itself started in " in ran.stdout
+    (row,) = json.loads((tmp_path / "performance.json").read_text())["rows"].values()
+    assert set(row["rates"]) == {"bare loop", name}
 
-    report = json.loads(file.read_text())
-    assert report["circumstances"]["command"] == ran.stdout.splitlines()[-1]
-    rows: dict[str, Any] = {row["engine"]: row for row in report["rows"]}
-    assert {name: row["num_envs"] for name, row in rows.items()} == OVER_RAY
-    for row in rows.values():
-        assert len(row["rates"]) == 2
-        assert 0 < min(row["rates"]) <= row["median"] <= max(row["rates"])
-    assert rows["plain actor calls, 1 an env"]["to_plain"] == 1
-    assert rows["AsyncVectorEnv, 2 workers"]["to_local"] == 1
+
+@pytest.mark.parametrize("name", ["halfcheetah-16", "breakout-16", "wide-16"])
+def test_rows_that_need_more_are_known(name: str) -> None:
+    """Where what they step is not installed they are left out, and that is told; else they run."""
+    ran = run("run.py", "--quick", "--only", name, "--contestants", "bare loop", "--rounds", "1", "--seconds", "0.01")
+    assert ran.returncode == 0, ran.stdout + ran.stderr
+    assert f"{name}: " in ran.stdout
 
 
 def test_it_predicts_over_ray(tmp_path: Path) -> None:
@@ -121,14 +113,16 @@ def test_it_predicts_over_ray(tmp_path: Path) -> None:
 @pytest.mark.parametrize(
     ("arguments", "told"),
     [
-        (["--num-envs", "0"], "--num-envs: a whole number from 1 on is needed, not '0'"),
-        (["--step-cost", "inf"], "--step-cost: a number above 0 is needed, not 'inf'"),
-        (["--json", "no/such/folder/report.json"], "--json: there is no folder"),
+        (["--rounds", "0"], "--rounds: a whole number from 1 on is needed, not '0'"),
+        (["--seconds", "inf"], "--seconds: a number above 0 is needed, not 'inf'"),
+        (["--only", "cartpole-9"], "--only: there is no row 'cartpole-9'; there are cartpole-8, "),
+        (["--contestants", "nobody"], "--contestants: there is no 'nobody'; there are bare loop, "),
+        (["--out", "no/such/folder"], "--out: there is no folder"),
     ],
 )
 def test_wrong_options_are_told(arguments: list[str], told: str) -> None:
     """Options that cannot be are named, before anything is measured."""
-    ran = run("compare_engines.py", *arguments)
+    ran = run("run.py", *arguments)
     assert ran.returncode == 2
     assert told in ran.stderr
     assert ran.stdout == ""
