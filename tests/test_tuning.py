@@ -108,10 +108,13 @@ class TestWhatFollowsFromAProbe:
 class TestTune:
     """The report, end to end."""
 
-    def test_it_compares_and_tells(self) -> None:
+    def test_it_compares_and_tells(self, monkeypatch: pytest.MonkeyPatch) -> None:
+        """Which choices are promising depends on what a busy machine lets the probe see; here it is three."""
+        three = [SYNC, processes(2, in_caller=True), processes(2)]
+        monkeypatch.setattr(tuning, "_promising", lambda *_: three)
         report = tune(CountingEnv, 4, seconds=0.05)
         assert [str(of_one.choice) for of_one in report.measurements if not of_one.rates] == []
-        assert len(report.measurements) == 3
+        assert [of_one.choice for of_one in report.measurements] == three
         best = max(of_one.rate for of_one in report.measurements)
         chosen = next(of_one for of_one in report.measurements if of_one.choice == report.choice)
         assert chosen.rate >= 0.97 * best
