@@ -39,7 +39,7 @@ from ray.exceptions import RayError, RayTaskError, RuntimeEnvSetupError
 
 from rayvec import serialise
 from rayvec.batch import Batch
-from rayvec.cluster import ActorResources, ClusterUse, describe_cluster
+from rayvec.cluster import ActorResources, ClusterUse, check_cluster, describe_cluster
 from rayvec.errors import PlacementError, TransportError
 from rayvec.failures import Failure, PackedFailure, add_note
 from rayvec.local.channel import CallerChannel, WorkerChannel
@@ -76,11 +76,13 @@ class Place(NamedTuple):
         node_id: the Ray node.
         pid: its process id.
         machine: within which that means something; empty where that is not known.
+        started: when the process began, as the system counts it; empty where that is not known.
     """
 
     node_id: str
     pid: int
     machine: str
+    started: str
 
 
 class Opened(NamedTuple):
@@ -160,6 +162,30 @@ def _machine() -> str:
         return ""
 
 
+def _start_of(pid: int) -> str:
+    """When a process began, which tells it from an earlier one of the same id."""
+    try:
+        # Behind the name, which may hold anything, comes the third field; this is the 22nd.
+        return Path(f"/proc/{pid}/stat").read_text().rpartition(")")[2].split()[19]
+    except (OSError, IndexError):
+        return ""
+
+
+def _follow_process(place: Place) -> int:
+    """A descriptor that tells of the end of the process at ``place``; -1 where it cannot be seen from here, or is gone."""
+    if not place.machine or place.machine != _machine():
+        return -1
+    try:
+        pidfd = os.pidfd_open(place.pid)
+    except (AttributeError, OSError):
+        return -1
+    # Asked after the descriptor was opened: its process can end, but no other can take its place.
+    if place.started and _start_of(place.pid) == place.started:
+        return pidfd
+    os.close(pidfd)
+    return -1
+
+
 class EnvActor:
     """Holds some sub-envs of a vector env."""
 
@@ -170,7 +196,7 @@ class EnvActor:
 
     def place(self) -> Place:
         """Says where it is."""
-        return Place(_node_id(), os.getpid(), _machine())
+        return Place(_node_id(), os.getpid(), _machine(), _start_of(os.getpid()))
 
     def open(self, env_fns: ActorEnvFns, plan: ActorPlan) -> Opened:
         """Builds the sub-envs, and connects to the caller if that is on the same node."""
@@ -274,6 +300,23 @@ def _called(use: ClusterUse, method: Any, bell: _Bell, *args: Any) -> Future[Any
         future.set_exception(error)
     future.add_done_callback(bell.ring)
     return future
+
+
+class _Grace:
+    """Time to wait for Ray to say why actors have ended: the same for all that end together, not one after the other."""
+
+    def __init__(self) -> None:
+        self._until = float("-inf")
+
+    def left(self) -> float:
+        """Seconds; begins anew where the last time has long passed."""
+        now = time.monotonic()
+        if now > self._until + _CAUSE_GRACE:
+            self._until = now + _CAUSE_GRACE
+        return max(self._until - now, 0.0)
+
+
+_grace = _Grace()
 
 
 class StoredActions:
@@ -421,6 +464,7 @@ class ActorWorker(Worker):
         self._place: Place | None = None
         self._cause: BaseException | None = None
         self._pidfd = -1
+        self._given_up = 0.0
         self._meeting: MeetingPoint | None = None
         self._line: ChannelLine | _StoreLine | None = None
         self._backlog: list[Callable[[ChannelLine | _StoreLine], Any]] = []
@@ -433,6 +477,8 @@ class ActorWorker(Worker):
                 f"the actor of sub-envs {list(self.envs)} cannot be placed: ray.shutdown() was called since this vector env "
                 "was made, and its cluster is gone. Make a new vector env."
             )
+        if self._num_starts:
+            check_cluster(self._caller_node)
         # New ones each time: callbacks of an earlier actor must not ring a later one's.
         self._bell, self._ended = _Bell(), _Bell()
         self._cause = self._place = self._serving = None
@@ -468,10 +514,8 @@ class ActorWorker(Worker):
             self.patience = None
             if self._place is None and self._placing.exception() is None:
                 self._place = self._placing.result()
-                if self._place.machine and self._place.machine == _machine():
-                    # Ray does not notice the end of an actor while a process forked off it lives on; the system does.
-                    with contextlib.suppress(AttributeError, OSError):
-                        self._pidfd = os.pidfd_open(self._place.pid)
+                # Ray does not notice the end of an actor while a process forked off it lives on; the system does.
+                self._pidfd = _follow_process(self._place)
         elif self.patience is not None and time.monotonic() >= self.patience:
             self.kill()
             return self._refused(PlacementError(self._unplaced(f"within placement_timeout={self._placement_timeout} s")))
@@ -509,6 +553,10 @@ class ActorWorker(Worker):
 
     def _connect(self, connection: socket.socket | None) -> None:
         if connection is not None:
+            if self._pidfd >= 0 and _peer_of(connection) != self.pid:
+                # Whoever serves, it is not the process of that id here.
+                os.close(self._pidfd)
+                self._pidfd = -1
             self._serving = _called(self._use, self._handle.serve, self._ended)
             self._line = ChannelLine(CallerChannel(connection), self.envs)
         else:
@@ -529,10 +577,11 @@ class ActorWorker(Worker):
         return explained
 
     def _unplaced(self, how: str) -> str:
+        also = ", which has to do for setting up the runtime_env too" if self._resources.runtime_env else ""
         return (
             f"the actor of sub-envs {list(self.envs)} was not placed {how}. "
             f"Each actor asks for {self._resources}; {describe_cluster()}. Ask for less, let fewer actors share the "
-            "sub-envs (num_actors), add nodes, or wait longer (placement_timeout)."
+            f"sub-envs (num_actors), add nodes, or wait longer (placement_timeout{also})."
         )
 
     def attach(self, batch: Batch, block: SharedBlock | None) -> None:
@@ -593,6 +642,7 @@ class ActorWorker(Worker):
     def kill(self) -> None:
         if self._handle is None:
             return
+        self._given_up = time.monotonic() + _END_GRACE
         if self._pidfd >= 0:
             with contextlib.suppress(OSError):
                 signal.pidfd_send_signal(self._pidfd, signal.SIGKILL)
@@ -605,7 +655,8 @@ class ActorWorker(Worker):
     def release(self) -> None:
         if self._handle is not None:
             if self._pidfd >= 0 or (self._place is not None and self._use.is_alive()):
-                wait_readable(self._end(), _END_GRACE)
+                # Many are killed first and then released: all of them have the same time.
+                wait_readable(self._end(), max(self._given_up - time.monotonic(), 0.0))
             self._close()
         self.owed.clear()
 
@@ -638,7 +689,7 @@ class ActorWorker(Worker):
         if cause is None:
             pending = self._line.oldest() if isinstance(self._line, _StoreLine) else self._serving
             with contextlib.suppress(Exception):
-                cause = pending.exception(_CAUSE_GRACE) if pending is not None else None
+                cause = pending.exception(_grace.left()) if pending is not None else None
         if cause is None:
             return "Ray has not said why yet"
         # Ray tells first what has happened, and to whom; then the reason, and what is often behind it.

@@ -8,17 +8,26 @@ from __future__ import annotations
 import contextlib
 import logging
 import os
+import socket
 import threading
 from collections.abc import Mapping
+from concurrent.futures import Future
 from typing import Any, NamedTuple
 
 import ray
 from ray._private import services
+from ray.util.client import ray as client
 from ray.util.placement_group import PlacementGroup
 from ray.util.scheduling_strategies import NodeAffinitySchedulingStrategy, PlacementGroupSchedulingStrategy
 
-__all__ = ["ActorResources", "ClusterUse", "caller_node", "describe_cluster"]
+from rayvec.errors import PlacementError, TransportError
 
+__all__ = ["ActorResources", "ClusterUse", "caller_node", "check_cluster", "describe_cluster"]
+
+_REACH_TIMEOUT = 5.0
+_ANSWER_TIMEOUT = 3.0
+"""Seconds that Ray has to say which nodes there are."""
+_ANEW = "Call close() and ray.shutdown(), start Ray or join a cluster that runs, and make a new vector env."
 _NAMED_STRATEGIES = ("DEFAULT", "SPREAD")
 
 
@@ -128,6 +137,7 @@ class ClusterUse:
         self._is_released = False
         with self._lock:
             session = ClusterUse._latest
+            _check_is_no_client(None)
             if not ray.is_initialized():
                 session = _Session(is_ours=_join_or_start())
             elif session is None or session.identity != _identity():
@@ -152,9 +162,38 @@ class ClusterUse:
                 ray.shutdown()
 
 
+def _check_is_no_client(address: str | None) -> None:
+    if (address is not None and address.startswith("ray://")) or client.is_connected():
+        raise TransportError(
+            "this process is connected, or would be, by Ray Client (an address that begins with ray://), which has no node of "
+            "its own to receive what actors send. Run the script on a node of the cluster (`ray job submit`, or there with "
+            "RAY_ADDRESS=auto), or make the RayVectorEnv in a Ray task or actor."
+        )
+
+
+def _is_reachable(address: str) -> bool:
+    """Whether somebody listens there; Ray itself would try for minutes."""
+    host, _, port = address.rpartition(":")
+    with contextlib.suppress(ValueError):
+        try:
+            socket.create_connection((host.strip("[]"), int(port)), _REACH_TIMEOUT).close()
+        except OSError:
+            return False
+    return True
+
+
 def _join_or_start() -> bool:
     """Returns whether it had to be started."""
+    _check_is_no_client(os.environ.get("RAY_ADDRESS"))
     address = services.canonicalize_bootstrap_address(None)  # type: ignore[arg-type]
+    if address is not None and not _is_reachable(address):
+        if os.environ.get("RAY_ADDRESS"):
+            raise ConnectionError(
+                f"RAY_ADDRESS={os.environ['RAY_ADDRESS']!r}: no Ray cluster answers at {address}. Start it, correct the "
+                "variable, or unset it to have a local Ray started."
+            )
+        # Ray's own note of one that was killed.
+        address = None
     if address is not None:
         # Left to find it by itself, Ray 2.60 loses its actors where several clusters run on one machine.
         ray.init(address=address, log_to_driver=False, logging_level=logging.ERROR)
@@ -171,13 +210,40 @@ def caller_node() -> str:
 
 def describe_cluster() -> str:
     """What the cluster has in all, what of it is free, and on how many nodes; for messages."""
+    nodes = _alive_nodes()
+    if nodes:
+        with contextlib.suppress(Exception):
+            return (
+                f"the cluster has {_shown(ray.cluster_resources())} in all, of which {_shown(ray.available_resources())} are "
+                f"free, on {len(nodes)} node{'s' * (len(nodes) != 1)}"
+            )
+    return "what the cluster has cannot be learned: no node of it answers"
+
+
+def check_cluster(node_id: str) -> None:
+    """Raises PlacementError where ``node_id``, the caller's own node, or the whole cluster has ended: nothing can be placed."""
+    nodes = _alive_nodes()
+    if nodes is None:
+        raise PlacementError(f"Ray does not answer: its control service (GCS) on the head node is gone or busy. {_ANEW}")
+    if node_id not in nodes:
+        raise PlacementError(f"the Ray node of this process, {node_id}, has ended: its raylet is gone. {_ANEW}")
+
+
+def _alive_nodes() -> set[str] | None:
+    """Their ids; None where Ray does not say."""
+    told: Future[set[str]] = Future()
+
+    def ask() -> None:
+        try:
+            told.set_result({node["NodeID"] for node in ray.nodes() if node["Alive"]})
+        except BaseException as error:
+            told.set_exception(error)
+
+    # Without its control service Ray would not return for a minute.
+    threading.Thread(target=ask, name="rayvec-ask-ray", daemon=True).start()
     with contextlib.suppress(Exception):
-        nodes = [node for node in ray.nodes() if node["Alive"]]
-        return (
-            f"the cluster has {_shown(ray.cluster_resources())} in all, of which {_shown(ray.available_resources())} are "
-            f"free, on {len(nodes)} node{'s' * (len(nodes) != 1)}"
-        )
-    return "what the cluster has cannot be learned"
+        return told.result(_ANSWER_TIMEOUT)
+    return None
 
 
 def _shown(resources: Mapping[str, float]) -> str:

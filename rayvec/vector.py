@@ -26,7 +26,7 @@ import numpy as np
 from gymnasium.vector import AutoresetMode
 
 from rayvec.actors import ActorWorker, StoredActions
-from rayvec.cluster import ActorResources, ClusterUse, caller_node
+from rayvec.cluster import ActorResources, ClusterUse, caller_node, check_cluster
 from rayvec.contract import Timeouts, check_autoreset_mode, check_env_fns
 from rayvec.local.memory import SharedBlock
 from rayvec.local.seeding import WorkerSeeds
@@ -81,7 +81,7 @@ class RayVectorEnv(PartialVectorEnv):
         transport: "auto", by the node that an actor is on; "shared_memory", all on the caller's node (there they are placed,
             unless a scheduling_strategy is given); "object_store", through Ray wherever they are.
         batch_size: how many sub-envs ``recv`` hands out; None: all. See ``docs/partial_batches.md``.
-        placement_timeout: seconds that Ray has to place an actor; None: no bound.
+        placement_timeout: seconds that Ray has to place an actor and to set up its runtime_env; None: no bound.
         start_timeout: seconds that the constructor may take; None: no bound.
         reset_timeout: seconds that ``reset`` may take; None: no bound.
         step_timeout: seconds that ``step`` may take; None: no bound.
@@ -95,8 +95,9 @@ class RayVectorEnv(PartialVectorEnv):
     Raises:
         ValueError, TypeError: an argument is wrong, or an env_fn cannot be pickled.
         RuntimeError: the spaces of the sub-envs cannot be batched.
-        PlacementError: the cluster cannot place the actors within ``placement_timeout``.
-        TransportError: the actors cannot share the caller's memory, and have to.
+        PlacementError: the cluster cannot place the actors within ``placement_timeout``, or has ended.
+        TransportError: the actors cannot share the caller's memory, and have to; or this process uses Ray Client.
+        ConnectionError: nobody answers at ``RAY_ADDRESS``.
         CallTimeoutError: out of ``start_timeout``.
         WorkerLostError: an actor died while it built its sub-envs.
         Exception: what an env_fn raised. Whatever is raised, nothing is left behind.
@@ -148,6 +149,7 @@ class RayVectorEnv(PartialVectorEnv):
         self._use_finalizer = multiprocessing.util.Finalize(self, self._use.release, exitpriority=90)
         try:
             seeds, stored, here = WorkerSeeds(), StoredActions(), caller_node()
+            check_cluster(here)
             workers = [
                 ActorWorker(
                     [self.env_fns[index] for index in envs],

@@ -179,5 +179,8 @@ def each(engines: Sequence[Engine] | Mapping[str, Engine], needs: str | None = N
     for engine in rows:
         lacks = needs is not None and not getattr(engine, needs)
         marks = [pytest.mark.skip(reason=f"{engine.id} is not {needs}")] if lacks else []
+        if engine.is_ray:
+            # Nine actors, started for each of a dozen cases, take more than a minute on two cores.
+            marks.append(pytest.mark.timeout(240))
         params.append(pytest.param(engine, id=engine.id, marks=marks))
     return pytest.mark.parametrize("engine", params)

@@ -135,7 +135,7 @@ def test_several_failing_constructors(engine: Engine, tmp_path: Path) -> None:
 def test_hanging_constructor(engine: Engine, tmp_path: Path) -> None:
     """``start_timeout`` bounds it; the error names who is waited for; the stuck process is killed."""
     log, marker = tmp_path / "log", tmp_path / "marker"
-    timeout = 1.0 if engine.start_method == "fork" else 4.0
+    timeout = 1.0 if engine.start_method == "fork" else 8.0 if engine.is_ray else 4.0
     with within(timeout + 2.0), pytest.raises(CallTimeoutError, match="start_timeout") as caught:
         engine.make(with_one(LAST, partial(StubbornEnv, on="init", marker=marker), log=log), start_timeout=timeout)
     assert marker.exists()

@@ -8,6 +8,7 @@ import sys
 import tempfile
 import threading
 from collections.abc import Iterator
+from concurrent.futures import Future
 from contextlib import closing
 from functools import partial
 from pathlib import Path
@@ -23,7 +24,7 @@ from scripts import run_script, running_script
 from world import is_running, notes_of, wait_until, wait_until_gone, within
 
 import rayvec
-from rayvec import PlacementError, RayVectorEnv, TransportError, WorkerLostError
+from rayvec import PlacementError, RayVectorEnv, TransportError, WorkerLostError, actors
 from rayvec.testing import CountingEnv, GateEnv, PlainLoop, SlowEnv, assert_same
 
 pytestmark = [pytest.mark.timeout(120), pytest.mark.ray]
@@ -266,6 +267,42 @@ def test_a_death_far_away_is_told_at_once(engine: Engine) -> None:
         envs.close(terminate=True)
 
 
+def test_many_deaths_at_once(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Ray's silence about why is waited out once, not for each actor."""
+    with closing(RayVectorEnv(FNS * 2, num_actors=6, transport="shared_memory")) as envs:
+        envs.reset(seed=1)
+        for worker in envs._workers:
+            monkeypatch.setattr(worker, "_serving", Future())
+        for actor in envs.actors:
+            os.kill(actor.pid, signal.SIGKILL)  # type: ignore[arg-type]
+        with within(2.0), pytest.raises(WorkerLostError, match="has not said why"):
+            envs.step(np.zeros(8, np.int64))
+
+
+@each(TRANSPORTS)
+def test_a_process_that_cannot_be_told(engine: Engine, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Where the process of that id is not known to be the actor (another had its id before), Ray alone tells of its end."""
+    monkeypatch.setattr(actors, "_start_of", lambda pid: "another")
+    with closing(engine.make(CARTPOLES)) as envs:
+        envs.reset(seed=1)
+        envs.step_async(ACTIONS)
+        os.kill(envs.actors[0].pid, signal.SIGKILL)
+        with within(5.0), pytest.raises(WorkerLostError) as caught:
+            step_on(envs)
+        assert caught.value.exitcode is None
+        assert_right(envs, seed=2)
+
+
+def test_whose_process_it_is() -> None:
+    """The one of that id which began when the actor says that it did, and no other."""
+    here = actors.EnvActor().place()
+    pidfd = actors._follow_process(here)
+    assert pidfd >= 0
+    os.close(pidfd)
+    assert actors._follow_process(here._replace(started="1")) == -1
+    assert actors._follow_process(here._replace(machine="another")) == -1
+
+
 @pytest.mark.parametrize("transport", ["auto", "shared_memory"])
 def test_ray_refuses_to_place(transport: str) -> None:
     """What Ray refuses at once is told in the same words as what it never places."""
@@ -460,6 +497,87 @@ envs.close()
         timeout=60,
     )
     assert script.returncode == 0, script.stderr
+
+
+GONE = """
+import logging, ray
+address = ray.init(address="local", num_cpus=1, include_dashboard=False, log_to_driver=False, logging_level=logging.CRITICAL)
+envs = rayvec.RayVectorEnv(FNS, num_actors=2, transport=TRANSPORT, placement_timeout=3)
+envs.reset(seed=1)
+actors = envs.actors
+for process in ray._private.worker._global_node.all_processes[PROCESS]:
+    os.kill(process.process.pid, signal.SIGKILL)
+envs.step(ACTIONS)
+if PROCESS == "gcs_server":
+    os.kill(actors[0].pid, signal.SIGKILL)
+started = time.monotonic()
+try:
+    while time.monotonic() < started + 30:
+        envs.step(ACTIONS)
+        time.sleep(0.001)
+except rayvec.WorkerLostError as error:
+    lost = [actor for actor in actors if actor.actor_id == error.actor_id][0]
+    assert error.env_indices == tuple(lost.envs) and error.node_id == lost.node_id
+    assert lost.actor_id in str(error) and lost.node_id in str(error), error
+    print("lost")
+for attempt in (envs.reset, lambda: rayvec.RayVectorEnv(FNS, num_actors=2)):
+    started = time.monotonic()
+    try:
+        attempt()
+    except rayvec.PlacementError as error:
+        assert TOLD in str(error) and "ray.shutdown()" in str(error), error
+        assert time.monotonic() - started < 10
+        print("told")
+started = time.monotonic()
+envs.close(timeout=2)
+assert time.monotonic() - started < 5, time.monotonic() - started
+print("closed")
+(FOLDER / "pids").write_text(" ".join(str(actor.pid) for actor in actors))
+"""
+
+
+@pytest.mark.usefixtures("own_ray")
+@pytest.mark.parametrize(
+    ("process", "transport", "told"), [("raylet", "object_store", "its raylet is gone"), ("gcs_server", "auto", "(GCS)")]
+)
+def test_ray_itself_dies(process: str, transport: str, told: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """The node's raylet, or the cluster's control service: all that needs it says so in bounded time, and close() works."""
+    monkeypatch.setenv("RAY_health_check_initial_delay_ms", "0")
+    monkeypatch.setenv("RAY_health_check_period_ms", "300")
+    monkeypatch.setenv("RAY_health_check_timeout_ms", "1000")
+    monkeypatch.setenv("RAY_health_check_failure_threshold", "3")
+    named = f"PROCESS, TRANSPORT, TOLD = {process!r}, {transport!r}, {told!r}"
+    script = run_script(tmp_path, GONE, top=named, timeout=90)
+    assert script.stdout.split() == ["lost", "told", "told", "closed"], script.stderr
+    wait_until_gone([int(pid) for pid in (tmp_path / "pids").read_text().split()], 3.0)
+
+
+@pytest.mark.parametrize(
+    ("address", "error", "told"),
+    [
+        ("127.0.0.1:1", "ConnectionError", "RAY_ADDRESS='127.0.0.1:1': no Ray cluster answers"),
+        ("ray://127.0.0.1:1", "TransportError", "Ray Client"),
+    ],
+)
+def test_an_address_of_no_use(address: str, error: str, told: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Nobody is there, or only a proxy for calls: told at once, where Ray would try for minutes."""
+    monkeypatch.setenv("RAY_ADDRESS", address)
+    main = """
+    try:
+        rayvec.RayVectorEnv(FNS)
+    except Exception as error:
+        print(type(error).__name__, error)
+    """
+    script = run_script(tmp_path, main)
+    assert script.stdout.startswith(f"{error} "), script.stderr
+    assert told in script.stdout
+
+
+def test_ray_client(monkeypatch: pytest.MonkeyPatch) -> None:
+    """One who is connected by Ray Client is told what to do instead."""
+    monkeypatch.setattr("ray.util.client.ray.is_connected", lambda: True)
+    with pytest.raises(TransportError, match=r"Ray Client.*ray job submit"):
+        RayVectorEnv(FNS, num_actors=1)
 
 
 @pytest.mark.usefixtures("own_ray")
