@@ -35,7 +35,7 @@ from typing import Any, NamedTuple
 import numpy as np
 import ray
 from gymnasium.vector import AutoresetMode
-from ray.exceptions import RayError, RayTaskError, RuntimeEnvSetupError
+from ray.exceptions import ActorDiedError, RayError, RayTaskError, RuntimeEnvSetupError
 
 from rayvec import serialise
 from rayvec.batch import Batch
@@ -572,7 +572,16 @@ class ActorWorker(Worker):
         """What Ray says of an actor that it could not start, and what to do about it."""
         if not isinstance(error, RayError) or isinstance(error, RuntimeEnvSetupError | RayTaskError):
             return error
-        explained = PlacementError(self._unplaced(f"({' '.join(str(error).split())[:300]})"))
+        if isinstance(error, ActorDiedError) and "creation task" in str(error):
+            # Its class could not be imported: it has no constructor that could fail in another way.
+            told = str(error).strip().splitlines()[-1]
+            explained = PlacementError(
+                f"the actor of sub-envs {list(self.envs)} could not begin: {told}. rayvec has to be on every node, with the "
+                "same versions of Python, Ray, Gymnasium and NumPy: install it there, or send it along with "
+                "runtime_env={'pip': [...]} or {'py_modules': [rayvec]}."
+            )
+        else:
+            explained = PlacementError(self._unplaced(f"({' '.join(str(error).split())[:300]})"))
         explained.__cause__ = error
         return explained
 

@@ -10,12 +10,13 @@ import logging
 import os
 import socket
 import threading
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
 from concurrent.futures import Future
 from typing import Any, NamedTuple
 
 import ray
 from ray._private import services
+from ray._private import worker as ray_worker
 from ray.util.client import ray as client
 from ray.util.placement_group import PlacementGroup
 from ray.util.scheduling_strategies import NodeAffinitySchedulingStrategy, PlacementGroupSchedulingStrategy
@@ -198,8 +199,23 @@ def _join_or_start() -> bool:
         # Left to find it by itself, Ray 2.60 loses its actors where several clusters run on one machine.
         ray.init(address=address, log_to_driver=False, logging_level=logging.ERROR)
         return False
-    ray.init(address="local", include_dashboard=False, log_to_driver=False, logging_level=logging.ERROR)
+    with _unheard():
+        ray.init(address="local", include_dashboard=False, log_to_driver=False, logging_level=logging.ERROR)
     return True
+
+
+@contextlib.contextmanager
+def _unheard() -> Iterator[None]:
+    """A Ray that is started here prints nothing here of its services' warnings: that there are many actors, that one died."""
+    kept = getattr(ray_worker, "listen_error_messages", None)
+    if kept is None:  # pragma: no cover - another Ray than 2.60
+        yield
+        return
+    ray_worker.listen_error_messages = lambda *_: None
+    try:
+        yield
+    finally:
+        ray_worker.listen_error_messages = kept
 
 
 def caller_node() -> str:

@@ -338,6 +338,13 @@ def test_a_module_that_is_not_there(tmp_path: Path, monkeypatch: pytest.MonkeyPa
     sys.modules.pop("only_here")
 
 
+def test_rayvec_is_not_there(tmp_path: Path) -> None:
+    """A node without rayvec is told of in a line, not as a place that could not be found."""
+    (tmp_path / "rayvec.py").write_text("raise ModuleNotFoundError('No module named rayvec')\n")
+    with pytest.raises(PlacementError, match=r"could not begin: ModuleNotFoundError.*rayvec has to be on every node"):
+        RayVectorEnv(FNS, num_actors=1, runtime_env={"env_vars": {"PYTHONPATH": str(tmp_path)}})
+
+
 def import_in_vain() -> Any:
     """An env_fn that needs what is nowhere."""
     import no_such_simulator  # type: ignore[import-not-found]
@@ -411,6 +418,15 @@ assert ray.is_initialized()
 """
 
 
+LOSES_AN_ACTOR = """
+os.kill(envs.actors[0].pid, signal.SIGKILL)
+try:
+    envs.step(ACTIONS)
+except rayvec.WorkerLostError:
+    envs.reset(seed=1)
+"""
+
+
 @pytest.fixture
 def own_ray(monkeypatch: pytest.MonkeyPatch) -> Iterator[None]:
     """Scripts find no other Ray than their own. The path is short, for it is part of the names of sockets."""
@@ -423,8 +439,8 @@ def own_ray(monkeypatch: pytest.MonkeyPatch) -> Iterator[None]:
 @pytest.mark.parametrize("end", ["closed", "left open"])
 def test_a_ray_of_its_own(end: str, tmp_path: Path) -> None:
     """With no Ray running one is started, without a word, and ends with the vector env."""
-    closing_line = "envs.close()\nassert not ray.is_initialized()" if end == "closed" else ""
-    script = run_script(tmp_path, OWN_RAY + closing_line)
+    rest = "envs.close()\nassert not ray.is_initialized()" if end == "closed" else LOSES_AN_ACTOR
+    script = run_script(tmp_path, OWN_RAY + rest, timeout=60)
     assert script.returncode == 0, script.stderr
     assert script.stdout + script.stderr == ""
 
@@ -504,7 +520,7 @@ import logging, ray
 address = ray.init(address="local", num_cpus=1, include_dashboard=False, log_to_driver=False, logging_level=logging.CRITICAL)
 envs = rayvec.RayVectorEnv(FNS, num_actors=2, transport=TRANSPORT, placement_timeout=3)
 envs.reset(seed=1)
-actors = envs.actors
+actors, heard = envs.actors, []
 for process in ray._private.worker._global_node.all_processes[PROCESS]:
     os.kill(process.process.pid, signal.SIGKILL)
 envs.step(ACTIONS)
@@ -519,7 +535,7 @@ except rayvec.WorkerLostError as error:
     lost = [actor for actor in actors if actor.actor_id == error.actor_id][0]
     assert error.env_indices == tuple(lost.envs) and error.node_id == lost.node_id
     assert lost.actor_id in str(error) and lost.node_id in str(error), error
-    print("lost")
+    heard.append("lost")
 for attempt in (envs.reset, lambda: rayvec.RayVectorEnv(FNS, num_actors=2)):
     started = time.monotonic()
     try:
@@ -527,11 +543,11 @@ for attempt in (envs.reset, lambda: rayvec.RayVectorEnv(FNS, num_actors=2)):
     except rayvec.PlacementError as error:
         assert TOLD in str(error) and "ray.shutdown()" in str(error), error
         assert time.monotonic() - started < 10
-        print("told")
+        heard.append("told")
 started = time.monotonic()
 envs.close(timeout=2)
 assert time.monotonic() - started < 5, time.monotonic() - started
-print("closed")
+assert heard == ["lost", "told", "told"], heard
 (FOLDER / "pids").write_text(" ".join(str(actor.pid) for actor in actors))
 """
 
@@ -548,7 +564,7 @@ def test_ray_itself_dies(process: str, transport: str, told: str, tmp_path: Path
     monkeypatch.setenv("RAY_health_check_failure_threshold", "3")
     named = f"PROCESS, TRANSPORT, TOLD = {process!r}, {transport!r}, {told!r}"
     script = run_script(tmp_path, GONE, top=named, timeout=90)
-    assert script.stdout.split() == ["lost", "told", "told", "closed"], script.stderr
+    assert script.returncode == 0, script.stderr
     wait_until_gone([int(pid) for pid in (tmp_path / "pids").read_text().split()], 3.0)
 
 
