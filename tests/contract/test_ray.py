@@ -12,6 +12,7 @@ from concurrent.futures import Future
 from contextlib import closing
 from functools import partial
 from pathlib import Path
+from types import ModuleType
 from typing import Any
 
 import gymnasium as gym
@@ -338,11 +339,15 @@ def test_a_module_that_is_not_there(tmp_path: Path, monkeypatch: pytest.MonkeyPa
     sys.modules.pop("only_here")
 
 
-def test_rayvec_is_not_there(tmp_path: Path) -> None:
-    """A node without rayvec is told of in a line, not as a place that could not be found."""
-    (tmp_path / "rayvec.py").write_text("raise ModuleNotFoundError('No module named rayvec')\n")
+def test_rayvec_is_not_there(monkeypatch: pytest.MonkeyPatch) -> None:
+    """A node that cannot import the actor's class is told of in a line, not as a place that could not be found."""
+    module = ModuleType("only_in_the_caller")
+    there = type("EnvActor", (actors.EnvActor,), {"__module__": module.__name__})
+    monkeypatch.setattr(module, "EnvActor", there, raising=False)
+    monkeypatch.setitem(sys.modules, module.__name__, module)
+    monkeypatch.setattr(actors, "EnvActor", there)
     with pytest.raises(PlacementError, match=r"could not begin: ModuleNotFoundError.*rayvec has to be on every node"):
-        RayVectorEnv(FNS, num_actors=1, runtime_env={"env_vars": {"PYTHONPATH": str(tmp_path)}})
+        RayVectorEnv(FNS, num_actors=1)
 
 
 def import_in_vain() -> Any:
