@@ -351,7 +351,7 @@ class _StoreLine:
         self._batch: Batch | None = None
         self._asked: deque[tuple[Verb, Future[Any]]] = deque()
 
-    def attach(self, batch: Batch, block: SharedBlock | None, is_anew: bool) -> None:
+    def attach(self, batch: Batch, block: SharedBlock | None, is_anew: bool, spins: bool) -> None:
         self._batch = batch
         self.post(Verb.ATTACH, (attach_payload(batch, self._envs, None, is_anew),))
 
@@ -597,9 +597,9 @@ class ActorWorker(Worker):
         self.owed.append(Verb.ATTACH)
         is_anew = self._num_starts > 1
         if self._line is None:
-            self._backlog.append(lambda line: line.attach(batch, block, is_anew))
+            self._backlog.append(lambda line: line.attach(batch, block, is_anew, self.spins))
         else:
-            self._line.attach(batch, block, is_anew)
+            self._line.attach(batch, block, is_anew, self.spins)
 
     def prepare(self, verb: Verb, payload: tuple[Any, ...] | None) -> Any:
         # Before it is placed it is told of no step, and everything else is the same on every line.

@@ -26,6 +26,8 @@ from gymnasium import Space, spaces
 
 from rayvec import serialise
 from rayvec.columns import Arena, ArrayColumn, Column, DictColumn, Rows, TupleColumn, build_column, run_of, snapshot
+from rayvec.local.waiting import Lamp
+from rayvec.settled import ROOM, InfoRows, Layout
 from rayvec.stats import NUM_SLOTS
 
 __all__ = ["Batch"]
@@ -67,6 +69,11 @@ class Batch:
         self.terminations: npt.NDArray[np.bool_] = arena.array((num_rows,), np.bool_)
         self.truncations: npt.NDArray[np.bool_] = arena.array((num_rows,), np.bool_)
         self.tallies: npt.NDArray[np.float64] = arena.array((num_rows, NUM_SLOTS), np.float64)
+        # On cache lines of their own, one for each direction.
+        self._asked_lamps: npt.NDArray[np.uint8] = arena.array((num_rows,), np.uint8)
+        self._done_lamps: npt.NDArray[np.uint8] = arena.array((num_rows,), np.uint8)
+        self._info_room: npt.NDArray[np.uint8] = arena.array((num_rows, ROOM), np.uint8)
+        self._info_present: npt.NDArray[np.bool_] = arena.array((num_rows,), np.bool_)
         self.actions_version = 0
         self._objects = self.observations.objects()
         self._results = [*self.observations.arrays(), self.rewards, self.terminations, self.truncations, self.tallies]
@@ -82,6 +89,18 @@ class Batch:
     def pickled_spaces(self) -> bytes:
         """The observation space and the action space, for a worker that lays a batch of its own."""
         return serialise.dumps((self.observation_space, self.action_space))
+
+    def darken(self, row: int) -> None:
+        """Sets those lamps to zero, for a worker that begins."""
+        self._asked_lamps[row] = self._done_lamps[row] = 0
+
+    def lamps(self, row: int) -> tuple[Lamp, Lamp]:
+        """What the caller and the worker whose first row that is watch each other by, the one for requests first."""
+        return Lamp(self._asked_lamps, row), Lamp(self._done_lamps, row)
+
+    def info_rows(self, layout: Layout, start: int, stop: int) -> InfoRows:
+        """The infos of rows ``start`` to ``stop``, in that layout."""
+        return InfoRows(layout, self._info_room[start:stop], self._info_present[start:stop])
 
     # Actions
 

@@ -13,16 +13,17 @@ Tuple that is refused may have left its first parts in the row.)
 from __future__ import annotations
 
 import copy
+import functools
 from abc import ABC, abstractmethod
 from collections.abc import Mapping, Sequence
-from typing import Any
+from typing import Any, NamedTuple
 
 import numpy as np
 import numpy.typing as npt
 from gymnasium import Space, spaces
 from gymnasium.vector.utils import create_empty_array
 
-__all__ = ["Arena", "Column", "Mismatch", "Rows", "build_column", "custom_space_in", "run_of", "snapshot"]
+__all__ = ["Arena", "Column", "Mismatch", "Quick", "Rows", "build_column", "custom_space_in", "run_of", "snapshot"]
 
 Rows = slice | npt.NDArray[np.int64]
 """Which rows: a slice where they are a run, else their indices."""
@@ -82,6 +83,17 @@ class Arena:
         return array
 
 
+class Quick(NamedTuple):
+    """An array of that very dtype object and shape may be stored with ``views[row][...] = value``.
+
+    Where a column has no such arrays, ``views`` holds None for each row, and ``dtype`` is None, which no array's is.
+    """
+
+    views: Sequence[Any]
+    dtype: np.dtype[Any] | None
+    shape: tuple[int, ...]
+
+
 class Column(ABC):
     """``num_rows`` values of one space."""
 
@@ -109,6 +121,10 @@ class Column(ABC):
         """The columns of this tree that hold Python objects."""
         return []
 
+    def quick(self, start: int, stop: int) -> Quick:
+        """What it takes to store arrays in rows ``start`` to ``stop`` past :meth:`write`."""
+        return Quick([None] * (stop - start), None, ())
+
     def rows(self, start: int, stop: int) -> list[Any]:
         """The values of rows ``start`` to ``stop``; their arrays are one fresh copy, the receiver's to keep."""
         return [self.read(row) for row in range(start, stop)]
@@ -130,16 +146,26 @@ class ArrayColumn(Column):
             self._least, self._most = int(np.iinfo(self._dtype).min), int(np.iinfo(self._dtype).max)
         self._array = arena.array((num_rows, *self._shape), self._dtype)
 
+    @functools.cached_property
+    def _views(self) -> list[npt.NDArray[Any]]:
+        """A view of each row: filling it takes half the time of an assignment by index."""
+        return [self._array[row, ...] for row in range(len(self._array))]
+
     def write(self, row: int, value: Any) -> None:
         if type(value) is np.ndarray:
             dtype = value.dtype
             if (dtype is self._dtype or dtype == self._dtype) and value.shape == self._shape:
-                self._array[row] = value
+                self._views[row][...] = value
                 return
         elif type(value) is self._scalar or (type(value) is int and self._least <= value <= self._most):
             self._array[row] = value
             return
         self._array[row] = self._converted(value)
+
+    def quick(self, start: int, stop: int) -> Quick:
+        if self._scalar is not None:
+            return super().quick(start, stop)
+        return Quick(self._views[start:stop], self._dtype, self._shape)
 
     def _converted(self, value: Any) -> npt.NDArray[Any]:
         due = f"shape {self._shape} and dtype {self._dtype}"
@@ -195,7 +221,7 @@ class ArrayColumn(Column):
             values = np.asarray(values)
             if is_list and _fits(values, self._dtype):
                 values = values.astype(self._dtype)
-        if values.dtype != self._dtype:
+        if values.dtype is not self._dtype and values.dtype != self._dtype:
             return False
         if rows is None:
             if values.shape != self._array.shape:

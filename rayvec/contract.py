@@ -35,6 +35,7 @@ from rayvec.local.memory import SharedBlock
 from rayvec.protocol import CallPayload, PendingCall, ResetPayload, SetAttrPayload, StepPayload, Verb
 from rayvec.recovery import Recovery
 from rayvec.restarts import FailurePolicy
+from rayvec.settled import InfoRows, Layout
 from rayvec.spaces import ObservationMode, check_observation_mode, join_spaces
 from rayvec.stats import Stats, read_stats
 from rayvec.sub_envs import CallOutcome, Description, EnvFn, Outcome
@@ -140,6 +141,7 @@ class ContractVectorEnv(VectorEnv[Any, Any, Any]):
         self.copy = copy
         self.observation_mode = observation_mode
         self.autoreset_mode = autoreset_mode
+        self._is_disabled = autoreset_mode is AutoresetMode.DISABLED
         self.num_envs = workers[-1].envs.stop
         self._timeouts = timeouts
         self._call = PendingCall(type(self).__name__)
@@ -148,6 +150,9 @@ class ContractVectorEnv(VectorEnv[Any, Any, Any]):
         self._replies: dict[Worker, Reply] = {}
         self._failures: list[Failure] = []
         self._revived: set[Worker] = set()
+        self._layouts: dict[Layout, Layout] = {}
+        self._info_rows: dict[Worker, InfoRows] = {}
+        self._all_info_rows: InfoRows | None = None
         self._reset_payloads: dict[Worker, ResetPayload] = {}
         self._reset_rows: npt.NDArray[np.bool_] = self._needs_reset
         self._block: SharedBlock | None = None
@@ -314,11 +319,11 @@ class ContractVectorEnv(VectorEnv[Any, Any, Any]):
         self._has_failed = bool(self._needs_reset.any())
         if self._recovery is None:
             self._note_lost()
-        groups = self._take_infos()
+        infos = self._merged_infos()
         self._take_failures()
         if self._recovery is not None:
             self._recovery.keep()
-        return self._batch.observations.read_all(self.copy), info_columns.merge(groups, self.num_envs)
+        return self._batch.observations.read_all(self.copy), infos
 
     def _checked_seeds(self, seed: Any) -> list[int | None]:
         if seed is None:
@@ -381,16 +386,23 @@ class ContractVectorEnv(VectorEnv[Any, Any, Any]):
 
     def step_async(self, actions: Any) -> None:
         """Starts a :meth:`step`; :meth:`step_wait` gives its result."""
-        self._call.check_idle("step_async")
-        self._check_steppable()
+        call, crew = self._call, self._crew
+        if call.is_busy:
+            call.check_idle("step_async")
+        if self._has_failed or crew.is_torn or crew.has_lost or self._is_disabled:
+            self._check_steppable()
         rest = self._batch.place_actions(actions)
-        with self._beginning("step"):
+        call.begin("step")
+        try:
             if rest is None:
-                self._crew.ask_step()
+                crew.ask_step()
             else:
-                self._crew.ask(
+                crew.ask(
                     (worker, Verb.STEP, StepPayload(rest[worker.envs.start : worker.envs.stop])) for worker in self._workers
                 )
+        except BaseException:
+            call.end()
+            raise
 
     def step_wait(self, timeout: float | None = None) -> StepResult:
         """Waits for a step that was started.
@@ -406,8 +418,10 @@ class ContractVectorEnv(VectorEnv[Any, Any, Any]):
         self._call.check_pending("step")
         self._collect("step", self._deadline(timeout, self._timeouts.step))
         self._call.end()
-        groups = self._take_infos()
-        self._take_failures()
+        infos = {}
+        if self._replies or self._failures or self._recovery is not None:
+            infos = self._merged_infos()
+            self._take_failures()
         if self._recovery is not None:
             self._recovery.keep()
         batch = self._batch
@@ -416,7 +430,7 @@ class ContractVectorEnv(VectorEnv[Any, Any, Any]):
             batch.rewards.copy(),
             batch.terminations.copy(),
             batch.truncations.copy(),
-            info_columns.merge(groups, self.num_envs) if groups else {},
+            infos,
         )
 
     def _check_steppable(self) -> None:
@@ -426,7 +440,7 @@ class ContractVectorEnv(VectorEnv[Any, Any, Any]):
                 f"sub-envs {_listed(self._needs_reset)} have failed: call reset() before the next step (a reset_mask that "
                 "names them is enough)."
             )
-        if self.autoreset_mode is AutoresetMode.DISABLED:
+        if self._is_disabled:
             ended = self._batch.terminations | self._batch.truncations
             if ended.any():
                 raise ResetNeeded(
@@ -566,10 +580,10 @@ class ContractVectorEnv(VectorEnv[Any, Any, Any]):
         # Interrupted, it can be called again, and the finalizer does the rest at the latest.
         failures = self._crew.end(timeout, forced)
         self._finalizer.cancel()
-        self._batch = None  # type: ignore[assignment]
+        self._batch = self._all_info_rows = None  # type: ignore[assignment]
         if self._recovery is not None:
             self._recovery.release()
-        for kept in (self._reset_payloads, self._replies, self._revived):
+        for kept in (self._reset_payloads, self._replies, self._revived, self._info_rows):
             kept.clear()
         _close_all(self._blocks)
         return failures
@@ -614,6 +628,8 @@ class ContractVectorEnv(VectorEnv[Any, Any, Any]):
             if answer is None:
                 return
             worker, verb, reply = answer
+            if isinstance(reply, Outcome) and reply.layout is not None:
+                self._settle(worker, reply.layout)
             if recovery is not None:
                 refused = recovery.handle(worker, verb, reply, call)
                 if refused is not None:
@@ -636,13 +652,26 @@ class ContractVectorEnv(VectorEnv[Any, Any, Any]):
                     if worker.is_caller:
                         self._stop_at_interrupt(worker)
 
-    def _take_infos(self) -> list[tuple[int, info_columns.Columns]]:
-        if not self._replies and self._recovery is None:
-            return []
-        groups = [(worker.envs.start, outcome.infos) for worker, outcome in self._replies.items() if outcome.infos]
+    def _settle(self, worker: Worker, layout: Layout) -> None:
+        layout = self._layouts.setdefault(layout, layout)
+        self._info_rows[worker] = self._batch.info_rows(layout, worker.envs.start, worker.envs.stop)
+
+    def _merged_infos(self) -> dict[str, Any]:
+        """The infos of the replies that were collected."""
+        replies = self._replies.items()
+        groups = [(worker.envs.start, outcome.infos) for worker, outcome in replies if outcome.infos]
         if self._recovery is not None:
             groups += self._recovery.take_infos()
-        return sorted(groups, key=itemgetter(0))
+        settled = [(worker.envs.start, self._info_rows[worker]) for worker, outcome in replies if outcome.is_settled]
+        if settled and not groups:
+            layout = settled[0][1].layout
+            if all(rows.layout is layout for _, rows in settled):
+                # All of them at once: nothing is left to do for each worker.
+                if self._all_info_rows is None or self._all_info_rows.layout is not layout:
+                    self._all_info_rows = self._batch.info_rows(layout, 0, self.num_envs)
+                return self._all_info_rows.merged()
+        groups += [(start, rows.columns()) for start, rows in settled]
+        return info_columns.merge(sorted(groups, key=itemgetter(0)), self.num_envs)
 
     def _take_failures(self) -> None:
         """Ends a call: forgets its replies, raises what sub-envs raised in a step or reset."""

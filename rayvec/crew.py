@@ -11,21 +11,22 @@ Nothing here knows what a request means.
 
 from __future__ import annotations
 
-import contextlib
 import os
 import selectors
 import time
 from collections import deque
-from collections.abc import Iterable, Iterator, Sequence
+from collections.abc import Callable, Iterable, Sequence
 from multiprocessing import connection
 from typing import Any, Final
 
 from rayvec.batch import Batch
 from rayvec.errors import CallTimeoutError
 from rayvec.failures import Failure
+from rayvec.local import bells
 from rayvec.local.memory import SharedBlock
+from rayvec.local.waiting import usable_cores
 from rayvec.protocol import REQUESTS, StepPayload, Verb
-from rayvec.sub_envs import CallOutcome
+from rayvec.sub_envs import NOTHING, SETTLED, CallOutcome
 from rayvec.worker import Reply, Worker
 
 __all__ = ["LOST", "Crew"]
@@ -53,16 +54,18 @@ class _BareLines:
     Attributes:
         tells: the workers that can be told so, and how.
         takes: the same workers, and how to take their replies.
-        others: the rest.
-        has_far_others: there are some besides the caller itself, which have to be listened to at the same time.
+        watches: how to wait for them actively; empty where there are not cores enough.
+        own: the workers that are the caller itself.
+        others: the rest, which have to be listened to at the same time.
     """
 
     def __init__(self, workers: Sequence[Worker]) -> None:
-        lines = [(worker, worker.bare_line()) for worker in workers]
+        lines = [(worker, worker.bare_line()) for worker in workers if not worker.is_caller]
+        self.own = [worker for worker in workers if worker.is_caller]
         self.others = [worker for worker, line in lines if line is None]
-        self.has_far_others = any(not worker.is_caller for worker in self.others)
         self.tells = [(worker, line.tell) for worker, line in lines if line is not None]
         self.takes = [(worker, line.take) for worker, line in lines if line is not None]
+        self.watches = [line.watch for _, line in lines if line is not None and line.watch is not None]
         self._selector = selectors.DefaultSelector()
         last: Sequence[int] = ()
         for worker, line in lines:
@@ -83,6 +86,10 @@ class _BareLines:
         self._selector.close()
 
 
+def _left(deadline: float | None) -> float | None:
+    return None if deadline is None else max(deadline - time.monotonic(), 0.0)
+
+
 class Crew:
     """All workers of a vector env, in the order of their sub-envs.
 
@@ -99,6 +106,9 @@ class Crew:
 
     def __init__(self, workers: Sequence[Worker], max_concurrency: int | None = None) -> None:
         self.workers = workers
+        spins = sum(not worker.is_caller for worker in workers) < usable_cores()
+        for worker in workers:
+            worker.spins = spins
         self.num_owed = 0
         self.has_lost = False
         self.is_torn = False
@@ -110,6 +120,7 @@ class Crew:
         self._inline = deque(worker for worker in workers if worker.is_caller)
         self._writers: set[Worker] = set()
         self._ready: dict[Worker, bool] = {}
+        self._settled: deque[Worker] = deque()
         self._selector = selectors.DefaultSelector()
         self._watched: dict[Worker, Sequence[int]] = {}
         self._starting: set[Worker] = set()
@@ -164,7 +175,7 @@ class Crew:
             else:
                 prepared.append((worker, verb, worker.prepare(verb, payload)))
         self.num_owed += len(prepared)
-        with self._untorn():
+        try:
             for worker, verb, ready in prepared:
                 if self._max_concurrency is None or not REQUESTS[verb].limited:
                     self._send(worker, verb, ready)
@@ -172,6 +183,9 @@ class Crew:
                     self._queue.append((worker, verb, ready))
             if self._queue:
                 self._send_queued()
+        except BaseException:
+            self._note_torn()
+            raise
 
     def ask_step(self) -> None:
         """Tells every worker to step its sub-envs with the actions that lie in the batch."""
@@ -181,13 +195,13 @@ class Crew:
             self.ask((worker, Verb.STEP, _STEP) for worker in self.workers)
             return
         lines = self._lines = self._lines or _BareLines(self.workers)
-        with self._untorn():
+        try:
             if lines.others:
                 self.ask((worker, Verb.STEP, _STEP) for worker in lines.others)
             for worker, _ in lines.tells:
                 worker.owed.append(Verb.STEP)
             self.num_owed += len(lines.tells)
-            self._awaits_lines = bool(lines.tells)
+            self._awaits_lines = True
             # Workers that wake want this core: tell the others quickly.
             for worker, tell in lines.tells:
                 try:
@@ -196,16 +210,17 @@ class Crew:
                     # Its socket is full, or it has died, which is noticed later.
                     worker.owed.pop()
                     self._send(worker, Verb.STEP, worker.prepare(Verb.STEP, _STEP))
-
-    @contextlib.contextmanager
-    def _untorn(self) -> Iterator[None]:
-        """Notes when Ctrl-C has come while some workers had been told and others had not."""
-        try:
-            yield
+            self.num_owed += len(lines.own)
+            for worker in lines.own:
+                worker.send(Verb.STEP, _STEP)
         except BaseException:
-            self.is_torn = True
-            self.num_owed = sum(len(worker.owed) for worker in self.workers) + len(self._queue)
+            self._note_torn()
             raise
+
+    def _note_torn(self) -> None:
+        """Ctrl-C has come while some workers had been told something and others had not."""
+        self.is_torn = True
+        self.num_owed = sum(len(worker.owed) for worker in self.workers) + len(self._queue)
 
     def _send_queued(self) -> None:
         """Sends what may be sent now; a worker's requests keep their order."""
@@ -238,7 +253,13 @@ class Crew:
         Raises:
             CallTimeoutError: none came in time. All that is owed stays owed.
         """
-        while self.num_owed:
+        while self.num_owed or self._settled:
+            if self._settled:
+                return self._settled.popleft(), Verb.STEP, SETTLED
+            if self._awaits_lines:
+                answer = self._taken_from_lines(deadline)
+                if answer is not None:
+                    return answer
             while self._ready:
                 worker, has_ended = next(iter(self._ready.items()))
                 reply = self._polled(worker, has_ended)
@@ -265,7 +286,7 @@ class Crew:
                     if self._queue:
                         self._send_queued()
                     return worker, verb, reply
-            if self.num_owed:
+            if self.num_owed and not self._awaits_lines and not self._settled:
                 self._wait(deadline, by_arrival)
         return None
 
@@ -292,13 +313,7 @@ class Crew:
                     self._inline.append(worker)
                     self._ready[worker] = False
                 return
-        timeout = None if deadline is None else max(deadline - time.monotonic(), 0.0)
-        if self._awaits_lines:
-            self._awaits_lines = False
-            assert self._lines is not None
-            if not self._lines.has_far_others:
-                self._take_from_lines(timeout)
-                return
+        timeout = _left(deadline)
         if self._writers:
             timeout = _FLUSH_INTERVAL if timeout is None else min(timeout, _FLUSH_INTERVAL)
         patience = min((worker.patience for worker in self._starting if worker.patience is not None), default=None)
@@ -331,25 +346,56 @@ class Crew:
             worker = key.data
             self._ready[worker] = self._ready.get(worker, False) or key.fd == worker.exit_descriptor()
 
-    def _take_from_lines(self, timeout: float | None) -> None:
-        """Waits for the worker that was told last, and takes the replies that are here by then: most, as a rule.
+    def _taken_from_lines(self, deadline: float | None) -> tuple[Worker, Verb, Reply] | None:
+        """Has the caller step its own share while the others work, then takes the replies that are here: most, as a rule.
 
-        Waiting for all at once would wake the caller for each of them, and where there are more workers than cores each
-        of these wakes takes a core from a worker. The others are listened to afterwards, all at once.
+        Those that are not here then are listened to as all replies are.
+
+        Returns:
+            An answer from the caller's own share that says more than that it is done.
         """
-        assert self._lines is not None
-        if not self._lines.wait_for_last(timeout):
-            return
-        for worker, take in self._lines.takes:
+        lines = self._lines
+        assert lines is not None
+        for worker in lines.own:
+            if not worker.owed:
+                continue
             try:
-                is_all = take()
+                reply = worker.poll()
+            except EOFError:
+                self._ready[worker] = True
+                return None
+            worker.owed.popleft()
+            self.num_owed -= 1
+            if reply is not NOTHING:
+                return worker, Verb.STEP, reply
+        self._awaits_lines = False
+        takes = lines.takes
+        if not takes or lines.others:
+            return None
+        if lines.watches:
+            for watch in lines.watches:
+                watch()
+            self._take(takes)
+        # Waiting for all at once would wake the caller for each of them, and where there are more workers than cores each
+        # of these wakes takes a core from a worker. So it waits for the one that was told last.
+        elif lines.wait_for_last(_left(deadline)):
+            self._take(takes)
+        return None
+
+    def _take(self, takes: Sequence[tuple[Worker, Callable[[], object]]]) -> None:
+        """Takes the replies that are here."""
+        for worker, take in takes:
+            try:
+                said = take()
             except OSError:
                 continue
-            if is_all:
-                worker.owed.popleft()
-                self.num_owed -= 1
-            else:
+            if not said:
                 self._ready[worker] = False
+                continue
+            worker.owed.popleft()
+            self.num_owed -= 1
+            if said == bells.SETTLED:
+                self._settled.append(worker)
 
     def _drop_flushed(self) -> None:
         self._writers = {worker for worker in self._writers if not worker.is_flushed()}

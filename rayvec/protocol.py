@@ -150,6 +150,11 @@ class PendingCall:
         self.closed = False
         self._owner = owner
 
+    @property
+    def is_busy(self) -> bool:
+        """Whether :meth:`check_idle` would raise."""
+        return self.closed or self.name is not None
+
     def check_open(self) -> None:
         """Raises ClosedEnvironmentError after ``close()``."""
         if self.closed:

@@ -41,8 +41,9 @@ from gymnasium.vector import AutoresetMode, VectorEnv
 
 from rayvec import serialise
 from rayvec.errors import CallTimeoutError, WorkerLostError
-from rayvec.local.async_vector_env import AsyncVectorEnv, checked_num_workers, usable_cores
+from rayvec.local.async_vector_env import AsyncVectorEnv, checked_num_workers
 from rayvec.local.sync_vector_env import SyncVectorEnv
+from rayvec.local.waiting import usable_cores
 from rayvec.measuring import Turn, random_actions, take_turns
 from rayvec.sub_envs import EnvFn
 

@@ -33,13 +33,16 @@ class BareLine(NamedTuple):
     Attributes:
         tell: tells it; raises OSError if that cannot be done at once.
         take: takes its reply if that says only that it is done; raises OSError if there is none of that kind yet. Gives
-            something false if more has come, which :meth:`Worker.poll` will tell.
+            :data:`~rayvec.local.bells.SETTLED` if the batch has infos too, and something false if more has come, which
+            :meth:`Worker.poll` will tell.
         descriptors: what becomes readable when there is a reply of any kind.
+        watch: waits actively for a moment for a reply that says only that it is done; None where nobody may.
     """
 
     tell: Callable[[], object]
     take: Callable[[], object]
     descriptors: Sequence[int]
+    watch: Callable[[], bool] | None
 
 
 class Worker(ABC):
@@ -50,6 +53,7 @@ class Worker(ABC):
         owed: the requests whose replies have not been taken yet, oldest first. Replies come in the same order.
         lost: it has died; :meth:`start` makes it anew.
         is_caller: it is the caller itself, and answers when polled.
+        spins: there is a core for it and each of the others: it waits actively for a moment before it sleeps.
         patience: until when, of ``time.monotonic``, nothing can be expected of a worker that starts: then it is polled
             once more, though nothing became readable; None: until something does.
     """
@@ -60,6 +64,7 @@ class Worker(ABC):
         self.envs = envs
         self.owed: deque[Verb] = deque()
         self.lost = False
+        self.spins = False
         self.patience: float | None = None
 
     @abstractmethod
@@ -202,9 +207,12 @@ class InlineWorker(Worker):
         if self.sub_envs is None:
             # They could not be built.
             return CallOutcome([])
+        if verb is Verb.STEP:
+            assert payload is not None
+            return self.sub_envs.step(payload[0])
         if verb is Verb.ATTACH:
             assert payload is not None
-            self.sub_envs.attach(payload[0], self.envs.start)
+            self.sub_envs.attach(payload[0], self.envs.start, settles=True)
             return CallOutcome([])
         if verb is Verb.CLOSE:
             return CallOutcome([], self.sub_envs.close())

@@ -20,7 +20,6 @@ from __future__ import annotations
 
 import inspect
 import multiprocessing
-import os
 from collections.abc import Callable, Sequence
 from multiprocessing.context import BaseContext
 from multiprocessing.process import BaseProcess
@@ -36,13 +35,14 @@ from rayvec.local.custom import CustomWorker, custom_workers
 from rayvec.local.memory import SharedBlock
 from rayvec.local.process import ProcessWorker
 from rayvec.local.seeding import WorkerSeeds
+from rayvec.local.waiting import usable_cores
 from rayvec.partial import PartialVectorEnv, check_batch_size
 from rayvec.restarts import FailurePolicy
 from rayvec.spaces import ObservationMode, check_observation_mode
 from rayvec.sub_envs import EnvFn
 from rayvec.worker import InlineWorker, Worker, shares
 
-__all__ = ["AsyncVectorEnv", "checked_num_workers", "usable_cores"]
+__all__ = ["AsyncVectorEnv", "checked_num_workers"]
 
 
 class AsyncVectorEnv(PartialVectorEnv):
@@ -184,13 +184,6 @@ class AsyncVectorEnv(PartialVectorEnv):
     def processes(self) -> list[BaseProcess | None]:
         """The worker processes, in the order of their sub-envs; None in place of one that has ended."""
         return [worker.process for worker in self._workers if isinstance(worker, ProcessWorker | CustomWorker)]
-
-
-def usable_cores() -> int:
-    """How many cores this process may use."""
-    if hasattr(os, "sched_getaffinity"):
-        return len(os.sched_getaffinity(0))
-    return os.cpu_count() or 1
 
 
 def checked_num_workers(num_workers: int | str | None, num_envs: int) -> int:

@@ -8,7 +8,8 @@ is nothing. It costs a third of what a byte on a socket does, and can be waited 
              asked: a step, or for each frame on the socket FRAME
     caller ───────────────────────────────────────────────────────▶ worker
            ◀───────────────────────────────────────────────────────
-             done: the step is done, and the rows say everything
+             done: the step is done, and the batch says everything
+                   (SETTLED: of infos too)
 
 All else goes over the socket (:mod:`rayvec.local.channel`). Of what was added before anybody listened a step comes first:
 the caller asks for one only when nothing else is owed.
@@ -20,13 +21,13 @@ import os
 import sys
 from typing import NamedTuple
 
-__all__ = ["FRAME", "HANG_UP", "STEP", "Bells", "frames_and_steps"]
+__all__ = ["FRAME", "HANG_UP", "SETTLED", "STEP", "Bells", "frames_and_steps"]
 
 _FRAME = 1 << 20
 _HANG_UP = 1 << 50
 
 # What is written to a bell.
-STEP, FRAME, HANG_UP = (count.to_bytes(8, sys.byteorder) for count in (1, _FRAME, _HANG_UP))
+STEP, SETTLED, FRAME, HANG_UP = (count.to_bytes(8, sys.byteorder) for count in (1, 2, _FRAME, _HANG_UP))
 
 
 def frames_and_steps(data: bytes) -> tuple[int, int]:

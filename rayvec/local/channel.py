@@ -23,17 +23,21 @@ import struct
 from collections import deque
 from collections.abc import Callable
 from functools import partial
+from typing import Final
 
 from rayvec.local import bells
 from rayvec.local.bells import Bells
+from rayvec.local.waiting import Lamp
 
-__all__ = ["CallerChannel", "Frame", "WorkerChannel"]
+__all__ = ["EMPTY", "CallerChannel", "Frame", "WorkerChannel"]
 
 _HAS_PAYLOAD = 0x80
 _LENGTH = struct.Struct("<Q")
 _HEADER_SIZE = 1 + _LENGTH.size
 _SMALL = 16384
 _MOST_DESCRIPTORS = 8
+EMPTY: Final = (b"",)
+"""The payload that says as little as none, and not the same."""
 _BARE = [bytes([code]) for code in range(_HAS_PAYLOAD)]
 
 Frame = tuple[int, "memoryview | None"]
@@ -57,38 +61,61 @@ class WorkerChannel:
         self._rung: Frame = (0, None)
         self._was_rung = False
         self._num_frames = 0
+        self._lamps: tuple[Lamp, Lamp] | None = None
         sock.setblocking(True)
 
-    def listen_to(self, pair: Bells, code: int) -> None:
-        """Waits for bells from now on, which this end closes: they stand for the bare ``code``."""
+    def listen_to(self, pair: Bells, code: int, lamps: tuple[Lamp, Lamp] | None = None) -> None:
+        """Waits for bells from now on, which this end closes: they stand for the bare ``code``.
+
+        Args:
+            pair: the bells.
+            code: that they stand for.
+            lamps: that count their rings, the one for ``asked`` first; None: nobody watches for them.
+        """
         for descriptor in pair:
             os.set_inheritable(descriptor, False)
         self._bells = pair
         self._rung = (code, None)
+        self._lamps = lamps
 
     def send(self, code: int, *parts: bytes | memoryview) -> None:
         """Sends a frame; ``parts``, if any, make up its payload. Raises EOFError when the caller is gone."""
         try:
             if not parts:
                 if self._was_rung and self._bells is not None:
-                    os.write(self._bells.done, bells.STEP)
+                    self._ring(self._bells, bells.STEP)
                     return
                 self._socket.sendall(_BARE[code])
+                return
+            if parts == EMPTY and self._was_rung and self._bells is not None:
+                self._ring(self._bells, bells.SETTLED)
                 return
             for part in _framed(code, parts):
                 self._socket.sendall(part)
         except ConnectionError:
             raise EOFError from None
 
+    def _ring(self, pair: Bells, data: bytes) -> None:
+        os.write(pair.done, data)
+        if self._lamps is not None:
+            self._lamps[1].raise_()
+
     def receive(self) -> Frame:
         """Waits for the next frame. Raises EOFError when the caller is gone."""
         if self._bells is not None:
             if not self._num_frames:
                 self._was_rung = True
+                lamps = self._lamps
+                if lamps is not None:
+                    lamps[0].watch()
                 data = os.read(self._bells.asked, 8)
                 if data == bells.STEP:
+                    if lamps is not None:
+                        lamps[0].note()
                     return self._rung
                 self._num_frames, steps = bells.frames_and_steps(data)
+                if lamps is not None:
+                    lamps[0].note(self._num_frames + steps)
                 if steps:
                     return self._rung
             self._num_frames -= 1
@@ -148,12 +175,18 @@ class WorkerChannel:
 
 
 class CallerChannel:
-    """The caller's end: neither sending nor receiving blocks."""
+    """The caller's end: neither sending nor receiving blocks.
+
+    Attributes:
+        watch: waits actively for a moment for the worker's bell; None where nobody may.
+    """
 
     def __init__(self, sock: socket.socket) -> None:
         self._socket = sock
         sock.setblocking(False)
         self._bells: Bells | None = None
+        self._lamps: tuple[Lamp, Lamp] | None = None
+        self.watch: Callable[[], bool] | None = None
         self._rung: Frame = (0, None)
         self._outbox: deque[memoryview | tuple[int, ...]] = deque()
         self._inbox = bytearray()
@@ -161,10 +194,18 @@ class CallerChannel:
         self._filled = 0
         self._code = 0
 
-    def ring_with(self, pair: Bells, code: int) -> None:
-        """The worker waits for bells from now on, of which this end is closed with the channel."""
+    def ring_with(self, pair: Bells, code: int, lamps: tuple[Lamp, Lamp] | None = None) -> None:
+        """The worker waits for bells from now on, of which this end is closed with the channel.
+
+        Args:
+            pair: the bells.
+            code: that they stand for.
+            lamps: that count their rings, the one for ``asked`` first; None: nobody watches for them.
+        """
         self._bells = pair
         self._rung = (code, None)
+        if lamps is not None:
+            self._lamps, self.watch = lamps, lamps[1].watch
 
     def descriptors(self) -> tuple[int, ...]:
         """What becomes readable when :meth:`poll` has something to tell."""
@@ -173,12 +214,27 @@ class CallerChannel:
     def bare_calls(self, code: int) -> tuple[Callable[[], object], Callable[[], object]]:
         """The shortest way to send a bare ``code``, and to take the same as the reply; while nothing else is owed.
 
-        Both raise OSError where that cannot be done now. Taking gives something false if more than that has come, and
-        :meth:`poll` tells what.
+        Both raise OSError where that cannot be done now. Taking gives :data:`~rayvec.local.bells.SETTLED` for an empty
+        payload, and something false if more has come, which :meth:`poll` will tell.
         """
+        if self._lamps is not None:
+            return partial(self._ring, bells.STEP), self._heard
         if self._bells is not None:
             return partial(os.write, self._bells.asked, bells.STEP), partial(os.read, self._bells.done, 8)
         return partial(self._socket.send, _BARE[code]), partial(self._take_bare, _BARE[code])
+
+    def _ring(self, data: bytes) -> None:
+        assert self._bells is not None
+        os.write(self._bells.asked, data)
+        if self._lamps is not None:
+            self._lamps[0].raise_()
+
+    def _heard(self) -> bytes:
+        assert self._bells is not None
+        data = os.read(self._bells.done, 8)
+        if self._lamps is not None:
+            self._lamps[1].note()
+        return data
 
     def _take_bare(self, due: bytes) -> bool:
         data = self._socket.recv(65536)
@@ -199,7 +255,7 @@ class CallerChannel:
             return self._posted(code, parts)
         finally:
             if self._bells is not None:
-                os.write(self._bells.asked, bells.FRAME)
+                self._ring(bells.FRAME)
 
     def _posted(self, code: int, parts: tuple[bytes | memoryview, ...]) -> bool:
         if not parts and not self._outbox:
@@ -253,8 +309,8 @@ class CallerChannel:
         """The next frame if all of it is here, else None. Raises EOFError when the worker is gone."""
         if self._bells is not None:
             with contextlib.suppress(BlockingIOError):
-                os.read(self._bells.done, 8)
-                return self._rung
+                is_bare = self._heard() != bells.SETTLED
+                return self._rung if is_bare else (self._rung[0], memoryview(*EMPTY))
         while True:
             frame = self._parsed() if self._inbox or self._body is not None else None
             if frame is not None:

@@ -38,13 +38,14 @@ class ChannelLine:
         self._is_shared = False
         self._frame: Frame | None = None
 
-    def attach(self, batch: Batch, block: SharedBlock | None, is_anew: bool) -> None:
+    def attach(self, batch: Batch, block: SharedBlock | None, is_anew: bool, spins: bool) -> None:
         """Tells the worker where its rows are.
 
         Args:
             batch: the caller's.
             block: that it lies in, if it is shared.
             is_anew: the worker goes on from rows that another has left.
+            spins: the worker waits actively for a moment before it sleeps.
         """
         self._batch = batch
         self._is_shared = block is not None
@@ -53,11 +54,13 @@ class ChannelLine:
             self.post(Verb.ATTACH, (attach_payload(batch, self._envs, token, is_anew),))
             return
         bells = Bells.make()
-        self.post(Verb.ATTACH, (attach_payload(batch, self._envs, block.token, is_anew, bells is not None),))
+        batch.darken(self._envs.start)
+        told = None if bells is None else spins
+        self.post(Verb.ATTACH, (attach_payload(batch, self._envs, block.token, is_anew, told),))
         with contextlib.suppress(EOFError):
             self._channel.post_descriptors(block.descriptor, *(bells or ()))
         if bells is not None:
-            self._channel.ring_with(bells, Verb.STEP)
+            self._channel.ring_with(bells, Verb.STEP, batch.lamps(self._envs.start) if spins else None)
 
     def prepare(self, verb: Verb, payload: tuple[Any, ...] | None) -> Sequence[bytes | memoryview]:
         """What :meth:`post` takes."""
@@ -97,7 +100,7 @@ class ChannelLine:
         """For single bytes; None where rows travel with them."""
         if not self._is_shared:
             return None
-        return BareLine(*self._channel.bare_calls(Verb.STEP), self._channel.descriptors())
+        return BareLine(*self._channel.bare_calls(Verb.STEP), self._channel.descriptors(), self._channel.watch)
 
     @property
     def is_flushed(self) -> bool:
@@ -115,10 +118,10 @@ class ChannelLine:
 
 
 def attach_payload(
-    batch: Batch, envs: range, token: tuple[str | None, int] | None, is_anew: bool, has_bells: bool = False
+    batch: Batch, envs: range, token: tuple[str | None, int] | None, is_anew: bool, spins: bool | None = None
 ) -> bytes:
     """The payload of an ATTACH: over the shared block that ``token`` names, or over rows of the worker's own."""
     if token is not None:
-        return serialise.dumps(tuple(AttachPayload(batch.pickled_spaces, batch.num_rows, token, has_bells=has_bells)))
+        return serialise.dumps(tuple(AttachPayload(batch.pickled_spaces, batch.num_rows, token, spins=spins)))
     rows = b"".join(batch.pack_results(envs.start, envs.stop)) if is_anew else None
     return serialise.dumps(tuple(AttachPayload(batch.pickled_spaces, len(envs), None, rows)))

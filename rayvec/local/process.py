@@ -295,7 +295,7 @@ class ProcessWorker(ChildWorker):
     def attach(self, batch: Batch, block: SharedBlock | None) -> None:
         self.owed.append(Verb.ATTACH)
         if self._line is not None:
-            self._line.attach(batch, block, is_anew=self._num_starts > 1)
+            self._line.attach(batch, block, self._num_starts > 1, self.spins)
 
     def prepare(self, verb: Verb, payload: tuple[Any, ...] | None) -> Sequence[bytes | memoryview]:
         return self._line.prepare(verb, payload) if self._line is not None else ()

@@ -37,10 +37,10 @@ from rayvec.batch import Batch
 from rayvec.errors import QuotedEnvError
 from rayvec.failures import Failure, PackedFailure
 from rayvec.local.bells import Bells
-from rayvec.local.channel import WorkerChannel
+from rayvec.local.channel import EMPTY, WorkerChannel
 from rayvec.local.memory import SharedBlock
 from rayvec.protocol import StepPayload, Verb, perform
-from rayvec.sub_envs import NOTHING, CallOutcome, EnvFn, Outcome, SubEnvs
+from rayvec.sub_envs import NOTHING, SETTLED, CallOutcome, EnvFn, Outcome, SubEnvs
 
 __all__ = [
     "AttachPayload",
@@ -87,14 +87,15 @@ class AttachPayload(NamedTuple):
         num_rows: how many rows the batch has.
         block: the token of the shared block; None: the worker's rows are its own and travel as bytes.
         rows: what such rows hold at first, packed, where they are not all zero: the worker was started again.
-        has_bells: bells follow the descriptor of the block.
+        spins: bells follow the descriptor of the block, and the worker waits actively for a moment before it sleeps; None: no
+            bells follow.
     """
 
     spaces: bytes
     num_rows: int
     block: tuple[str | None, int] | None
     rows: bytes | None = None
-    has_bells: bool = False
+    spins: bool | None = None
 
 
 def work(sock: socket.socket, env_fns: Callable[[], Sequence[EnvFn]], plan: WorkerPlan) -> None:
@@ -194,7 +195,12 @@ class Session:
         """The payload of the reply, in parts; none where it says but that it is done."""
         if code == _STEP:
             outcome = self._sub_envs.step(None if data is None else self._actions(data))
-            return () if outcome is NOTHING and self._is_bare else self._told(Verb.STEP, outcome)
+            if self._is_bare:
+                if outcome is NOTHING:
+                    return ()
+                if outcome is SETTLED:
+                    return EMPTY
+            return self._told(Verb.STEP, outcome)
         verb = Verb(code)
         if verb is Verb.CLOSE:
             self.is_closed = True
@@ -207,23 +213,24 @@ class Session:
         return self._told(verb, perform(self._sub_envs, verb, payload))
 
     def _attach(self, payload: AttachPayload) -> None:
-        spaces, num_rows, block, rows, has_bells = payload
+        spaces, num_rows, block, rows, spins = payload
         self._shared = block is not None
         buffer = None
         if block is not None:
-            descriptor = None
+            descriptor, bells = None, []
             if block[0] is None:
                 assert self._channel is not None
                 descriptor, *bells = self._channel.receive_descriptors()
-                if has_bells:
-                    self._channel.listen_to(Bells(*bells), _STEP)
             buffer = SharedBlock.attach(block, descriptor)
         observation_space, action_space = serialise.loads(spaces)
         self._batch = Batch(observation_space, action_space, num_rows, buffer)
         if rows is not None:
             self._batch.unpack_results(0, num_rows, [memoryview(rows)])
+        if spins is not None:
+            assert self._channel is not None
+            self._channel.listen_to(Bells(*bells), _STEP, self._batch.lamps(self._sub_envs.first) if spins else None)
         self._is_bare = self._shared and not self._batch.has_objects
-        self._sub_envs.attach(self._batch, self._sub_envs.first if self._shared else 0)
+        self._sub_envs.attach(self._batch, self._sub_envs.first if self._shared else 0, settles=self._shared)
 
     def _actions(self, data: memoryview) -> Sequence[Any] | None:
         """The actions that came with a STEP: bytes, put into the rows, or one by one."""
@@ -237,7 +244,7 @@ class Session:
         has_rows = isinstance(outcome, Outcome)
         objects = self._batch.take_objects() if has_rows else None
         extra = b""
-        if objects or outcome.failures or outcome[0]:
+        if objects or outcome.failures or outcome[0] or (isinstance(outcome, Outcome) and outcome.is_settled):
             extra = self._pickled(verb, outcome, objects)
         if has_rows and not self._shared:
             return (_LENGTH.pack(len(extra)), extra, *self._batch.pack_results(0, self._batch.num_rows))
@@ -246,9 +253,9 @@ class Session:
     def _pickled(self, verb: Verb, outcome: Outcome | CallOutcome, objects: list[dict[int, Any]] | None) -> bytes:
         packed = [failure.pack() for failure in outcome.failures]
         try:
-            return serialise.dumps((outcome[0], packed, objects))
+            return serialise.dumps((outcome[0], packed, objects, *outcome[2:]))
         except Exception as error:
-            return serialise.dumps(self._without_unpicklable(verb, outcome, objects, packed, error))
+            return serialise.dumps((*self._without_unpicklable(verb, outcome, objects, packed, error), *outcome[2:]))
 
     def _without_unpicklable(
         self,
@@ -309,6 +316,8 @@ def decode_reply(verb: int, data: memoryview | None, batch: Batch | None, envs: 
     """What a worker's reply says; rows and objects that it brings are put into ``batch``."""
     if data is None:
         return _NOTHING[verb]
+    if not len(data):
+        return SETTLED
     if verb == Verb.START:
         description = serialise.loads(data)
         return description.unpack() if isinstance(description, PackedFailure) else description
@@ -326,11 +335,11 @@ def decode_parts(
         batch.unpack_results(envs.start, envs.stop, rows)
     if not len(extra):
         return _NOTHING[verb]
-    kept, packed, objects = serialise.loads(extra)
+    kept, packed, objects, *settled = serialise.loads(extra)
     if objects:
         assert batch is not None
         batch.put_objects(objects, 0 if shared else envs.start)
-    return type(_NOTHING[verb])(kept, [failure.unpack() for failure in packed])
+    return type(_NOTHING[verb])(kept, [failure.unpack() for failure in packed], *settled)
 
 
 def undecodable_reply(verb: int, envs: range, error: Exception) -> Any:

@@ -16,6 +16,7 @@ import pytest
 
 from rayvec.local.bells import Bells
 from rayvec.local.channel import CallerChannel, Frame, WorkerChannel
+from rayvec.local.waiting import Lamp
 
 LARGE = 3_000_000
 """More bytes than a socket takes at once."""
@@ -252,13 +253,15 @@ def test_descriptors_come_behind_their_frames(ends: Ends, is_full: bool) -> None
 # Bells
 
 
-@pytest.fixture
-def rung(ends: Ends) -> Iterator[Ends]:
+@pytest.fixture(params=[False, True], ids=["sleeps", "watches"])
+def rung(ends: Ends, request: pytest.FixtureRequest) -> Iterator[Ends]:
     """Two ends that ring for the code 4."""
     pair = Bells.make()
     assert pair is not None
-    ends.caller.ring_with(pair, 4)
-    ends.worker.listen_to(Bells(*(os.dup(descriptor) for descriptor in pair)), 4)
+    lamps = np.zeros(2, np.uint8)
+    for end, own in ((ends.caller, pair), (ends.worker, Bells(*map(os.dup, pair)))):
+        listen = end.ring_with if isinstance(end, CallerChannel) else end.listen_to
+        listen(own, 4, (Lamp(lamps, 0), Lamp(lamps, 1)) if request.param else None)
     yield ends
     ends.worker.close()
     ends.caller.close()
