@@ -25,7 +25,7 @@ import numpy as np
 
 import rayvec
 from rayvec.cli.targets import Target, build
-from rayvec.local.async_vector_env import usable_cores
+from rayvec.local.waiting import usable_cores
 from rayvec.measuring import BareLoop, Rated, Turn, random_actions, ratio_of, spread_of, take_turns
 from rayvec.sub_envs import EnvFn
 

@@ -19,7 +19,7 @@ from rayvec.cli import doctor as examining
 from rayvec.cli import screens
 from rayvec.cli.probes import PROBES
 from rayvec.cli.targets import Target, TargetError, build, find_target, parse_kwargs
-from rayvec.local.async_vector_env import usable_cores
+from rayvec.local.waiting import usable_cores
 
 __all__ = ["cli"]
 

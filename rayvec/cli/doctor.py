@@ -18,7 +18,7 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from rayvec import __version__
-from rayvec.local.async_vector_env import usable_cores
+from rayvec.local.waiting import usable_cores
 
 __all__ = ["Fact", "examine"]
 
