@@ -23,6 +23,8 @@ import numpy.typing as npt
 from gymnasium import Space, spaces
 from gymnasium.vector.utils import create_empty_array
 
+from rayvec.recycling import LARGE, Recycler
+
 __all__ = ["Arena", "Column", "Mismatch", "Quick", "Rows", "build_column", "custom_space_in", "run_of", "snapshot"]
 
 Rows = slice | npt.NDArray[np.int64]
@@ -145,6 +147,7 @@ class ArrayColumn(Column):
         if self._scalar is not None and self._dtype.kind in "iu":
             self._least, self._most = int(np.iinfo(self._dtype).min), int(np.iinfo(self._dtype).max)
         self._array = arena.array((num_rows, *self._shape), self._dtype)
+        self._recycler = Recycler() if self._array.nbytes >= LARGE else None
 
     @functools.cached_property
     def _views(self) -> list[npt.NDArray[Any]]:
@@ -194,12 +197,15 @@ class ArrayColumn(Column):
         return value.copy() if self._shape else value
 
     def read_all(self, copy_values: bool) -> npt.NDArray[Any]:
-        return self._array.copy() if copy_values else self._array
+        return self._copied(self._array) if copy_values else self._array
 
     def read_some(self, rows: Rows, copy_values: bool) -> npt.NDArray[Any]:
         some = self._array[rows]
         # Indices have made a copy already.
-        return some.copy() if copy_values and isinstance(rows, slice) else some
+        return self._copied(some) if copy_values and isinstance(rows, slice) else some
+
+    def _copied(self, array: npt.NDArray[Any]) -> npt.NDArray[Any]:
+        return array.copy() if self._recycler is None else self._recycler.copy(array)
 
     def arrays(self) -> list[npt.NDArray[Any]]:
         return [self._array]

@@ -628,8 +628,7 @@ class ContractVectorEnv(VectorEnv[Any, Any, Any]):
             if answer is None:
                 return
             worker, verb, reply = answer
-            if isinstance(reply, Outcome) and reply.layout is not None:
-                self._settle(worker, reply.layout)
+            self._note_layout(worker, reply)
             if recovery is not None:
                 refused = recovery.handle(worker, verb, reply, call)
                 if refused is not None:
@@ -652,8 +651,11 @@ class ContractVectorEnv(VectorEnv[Any, Any, Any]):
                     if worker.is_caller:
                         self._stop_at_interrupt(worker)
 
-    def _settle(self, worker: Worker, layout: Layout) -> None:
-        layout = self._layouts.setdefault(layout, layout)
+    def _note_layout(self, worker: Worker, reply: Reply) -> None:
+        """Notes how the infos of a worker lie in the batch from now on, if its reply tells."""
+        if not isinstance(reply, Outcome) or reply.layout is None:
+            return
+        layout = self._layouts.setdefault(reply.layout, reply.layout)
         self._info_rows[worker] = self._batch.info_rows(layout, worker.envs.start, worker.envs.stop)
 
     def _merged_infos(self) -> dict[str, Any]:

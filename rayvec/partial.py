@@ -309,6 +309,7 @@ class PartialVectorEnv(ContractVectorEnv):
     def _arrive(self, worker: Worker, reply: Reply) -> None:
         """Takes a reply. Raises what it tells of; its worker is in the caller's hand then."""
         verb = self._at_work.get(worker)
+        self._note_layout(worker, reply)
         if reply is LOST:
             if verb is Verb.RESET and worker not in self._revived:
                 self._lose(worker, "reset")
@@ -358,6 +359,8 @@ class PartialVectorEnv(ContractVectorEnv):
             verb, outcome = self._arrived.pop(worker)
             if outcome.infos:
                 groups.append((first, outcome.infos))
+            if outcome.is_settled:
+                groups.append((first, self._info_rows[worker].columns()))
             if verb is Verb.RESET and (mask := self._reset_payloads[worker].mask) is not None:
                 idle = first + np.flatnonzero(~np.array(mask))
                 rewards[idle], terminations[idle], truncations[idle] = 0.0, False, False
