@@ -31,7 +31,7 @@ from telling import circumstances, command_of, commit, open_console, positive
 from works import BusyEnv, loops_for
 
 import rayvec
-from rayvec.local.async_vector_env import usable_cores
+from rayvec.local.waiting import usable_cores
 from rayvec.measuring import Turn, take_turns
 
 SHARED, STORE = "shared_memory", "object_store"

@@ -34,7 +34,7 @@ from telling import circumstances, command_of, commit, open_console, positive, p
 from works import Work, loops_for
 
 import rayvec
-from rayvec.local.async_vector_env import usable_cores
+from rayvec.local.waiting import usable_cores
 from rayvec.measuring import take_turns
 
 DOCS = Path(__file__).parents[1] / "docs"

@@ -14,7 +14,7 @@ from pathlib import Path
 from rich.console import Console
 
 import rayvec
-from rayvec.local.async_vector_env import usable_cores
+from rayvec.local.waiting import usable_cores
 
 __all__ = ["circumstances", "command_of", "commit", "open_console", "positive", "positive_int"]
 

@@ -98,6 +98,10 @@ class Batch:
         """What the caller and the worker whose first row that is watch each other by, the one for requests first."""
         return Lamp(self._asked_lamps, row), Lamp(self._done_lamps, row)
 
+    def clear_infos(self, start: int, stop: int) -> None:
+        """Notes that those rows have no settled infos."""
+        self._info_present[start:stop] = False
+
     def info_rows(self, layout: Layout, start: int, stop: int) -> InfoRows:
         """The infos of rows ``start`` to ``stop``, in that layout."""
         return InfoRows(layout, self._info_room[start:stop], self._info_present[start:stop])

@@ -37,7 +37,8 @@ class Recycler:
                 break
         else:
             if len(self._kept) >= _MOST or not _COUNTS_REFERENCES:
-                return array.copy()
+                kept = array.copy()
+                return kept
             kept = np.empty_like(array, order="C", subok=False)
             self._kept.append(kept)
         kept[...] = array

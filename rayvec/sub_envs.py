@@ -162,6 +162,7 @@ class SubEnvs:
         self._settles = settles
         self._settled = self._candidate = None
         stop = first_row + len(self)
+        batch.clear_infos(first_row, stop)
         self._rows = range(first_row, stop)
         # A memoryview takes a number in half the time of an array.
         self._rewards: Any = batch.rewards.data[first_row:stop]
