@@ -28,6 +28,7 @@ from gymnasium.vector import AutoresetMode, VectorEnv
 
 from rayvec import infos as info_columns
 from rayvec.batch import Batch
+from rayvec.columns import snapshot
 from rayvec.crew import LOST, Crew
 from rayvec.errors import CallTimeoutError, WorkerLostError
 from rayvec.failures import Failure, add_note, log_failures, raise_failures
@@ -179,14 +180,17 @@ class ContractVectorEnv(VectorEnv[Any, Any, Any]):
         for worker in self._workers:
             self._crew.start(worker)
         descriptions = self._started(deadline)
-        pairs = [description.spaces[which] for description in descriptions for which in description.which]
+        told = [description.spaces[which] for description in descriptions for which in description.which]
+        # Nobody else's: neither an env's in this process, nor another vector env's that was told the same.
+        own = {id(pair): snapshot(pair) for pair in told}
+        pairs = [own[id(pair)] for pair in told]
         (
             self.single_observation_space,
             self.observation_space,
             self.single_action_space,
             self.action_space,
         ) = join_spaces(pairs, self.observation_mode)
-        self.metadata = {**descriptions[0].metadata, "autoreset_mode": self.autoreset_mode}
+        self.metadata = {**snapshot(descriptions[0].metadata), "autoreset_mode": self.autoreset_mode}
         self.render_mode = descriptions[0].render_mode
         if check_spaces is not None:
             check_spaces(self.single_observation_space)

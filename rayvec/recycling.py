@@ -29,6 +29,7 @@ class Recycler:
 
     def copy(self, array: npt.NDArray[Any]) -> npt.NDArray[Any]:
         """A copy that is the receiver's to keep and to change."""
+        kept: npt.NDArray[Any]
         for index in range(len(self._kept)):
             if _references(self._kept, index) == _UNHELD:
                 kept = self._kept[index]

@@ -51,7 +51,10 @@ def join_spaces(pairs: Sequence[tuple[Space[Any], Space[Any]]], mode: Observatio
         single_observation_space, observation_space = first, batch_space(first, len(pairs))
     else:
         single_observation_space, observation_space = first, None
-    for index, (own_observation_space, own_action_space) in enumerate(pairs):
+    for index, pair in enumerate(pairs):
+        if pair is pairs[0] and not isinstance(mode, tuple):
+            continue
+        own_observation_space, own_action_space = pair
         if mode == "same" and own_observation_space != single_observation_space:
             raise RuntimeError(
                 f"observation_mode='same', but the observation space of sub-env {index}, {own_observation_space}, is "

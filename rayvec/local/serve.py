@@ -16,6 +16,8 @@
 
 from __future__ import annotations
 
+import _thread
+import functools
 import gc
 import os
 import random
@@ -132,7 +134,8 @@ def follow_caller(caller: int, channel: WorkerChannel) -> None:
 
     End of file on the channel would tell as much, but not if a process forked off the caller has inherited its end.
     """
-    threading.Thread(target=_follow, args=(caller, channel), name="rayvec-follow-caller", daemon=True).start()
+    # Not a Thread, whose start is waited for.
+    _thread.start_new_thread(_follow, (caller, channel))
 
 
 def _follow(caller: int, channel: WorkerChannel) -> None:
@@ -319,11 +322,17 @@ def decode_reply(verb: int, data: memoryview | None, batch: Batch | None, envs: 
     if not len(data):
         return SETTLED
     if verb == Verb.START:
-        description = serialise.loads(data)
+        description = _loaded(bytes(data))
         return description.unpack() if isinstance(description, PackedFailure) else description
     (length,) = _LENGTH.unpack_from(data)
     rows = data[_LENGTH.size + length :]
     return decode_parts(verb, data[_LENGTH.size : _LENGTH.size + length], [rows] if len(rows) else (), batch, envs, shared)
+
+
+@functools.lru_cache(maxsize=1)
+def _loaded(data: bytes) -> Any:
+    """What was pickled: as a rule the workers of a vector env all say the same when they start."""
+    return serialise.loads(data)
 
 
 def decode_parts(
