@@ -12,12 +12,14 @@ from rayvec.errors import (
     PlacementError,
     QuotedEnvError,
     RayvecError,
+    SnapshotError,
     TransportError,
     WorkerLostError,
 )
 from rayvec.local.async_vector_env import AsyncVectorEnv
 from rayvec.local.sync_vector_env import SyncVectorEnv
 from rayvec.registration import make_vec, register
+from rayvec.states import VectorEnvState
 from rayvec.tuning import TuningReport, tune
 
 if TYPE_CHECKING:
@@ -32,9 +34,11 @@ __all__ = [
     "QuotedEnvError",
     "RayVectorEnv",
     "RayvecError",
+    "SnapshotError",
     "SyncVectorEnv",
     "TransportError",
     "TuningReport",
+    "VectorEnvState",
     "WorkerLostError",
     "make_vec",
     "register",

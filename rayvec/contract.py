@@ -33,11 +33,21 @@ from rayvec.crew import LOST, Crew
 from rayvec.errors import CallTimeoutError, WorkerLostError
 from rayvec.failures import Failure, add_note, log_failures, raise_failures
 from rayvec.local.memory import SharedBlock
-from rayvec.protocol import CallPayload, PendingCall, ResetPayload, SetAttrPayload, StepPayload, Verb
+from rayvec.protocol import (
+    CallPayload,
+    GetStatePayload,
+    PendingCall,
+    ResetPayload,
+    SetAttrPayload,
+    SetStatePayload,
+    StepPayload,
+    Verb,
+)
 from rayvec.recovery import Recovery
 from rayvec.restarts import FailurePolicy
 from rayvec.settled import InfoRows, Layout
 from rayvec.spaces import ObservationMode, check_observation_mode, join_spaces
+from rayvec.states import VERSION, VectorEnvState, check_env_ids, check_state, layout_of
 from rayvec.stats import Stats, read_stats
 from rayvec.sub_envs import CallOutcome, Description, EnvFn, Outcome
 from rayvec.worker import Reply, Worker
@@ -504,7 +514,8 @@ class ContractVectorEnv(VectorEnv[Any, Any, Any]):
         failures = [failure for outcome in outcomes for failure in outcome.failures]
         self._take_failures()
         raise_failures(failures)
-        return tuple(result for outcome in outcomes for result in outcome.results)
+        # The first field of either kind of outcome: results, or infos, of which setting a state gives none.
+        return tuple(result for outcome in outcomes for result in outcome[0])
 
     def get_attr(self, name: str) -> tuple[Any, ...]:
         """The attribute ``name`` of every sub-env (as :meth:`call` does, a method is called)."""
@@ -561,6 +572,76 @@ class ContractVectorEnv(VectorEnv[Any, Any, Any]):
         """
         self._call.check_open()
         return read_stats(self._batch.tallies, [(worker.envs, worker.describe()) for worker in self._workers])
+
+    # snapshots
+
+    def get_state(self, env_ids: Sequence[int] | None = None) -> VectorEnvState:
+        """All that sub-envs need to go on from here: later, in another process, on another engine.
+
+        An env's state is what its own ``get_state()`` gives (ALE's ``clone_state()``) or else its attributes, pickled; that
+        of its wrappers, and which sub-envs have ended or failed, go with it.
+
+        Args:
+            env_ids: the sub-envs to take it of; None: all.
+
+        Returns:
+            What :meth:`set_state` takes. It can be pickled; unpickle none that you do not trust, as that runs code.
+
+        Raises:
+            TypeError, ValueError: ``env_ids`` are no indices of sub-envs.
+            AlreadyPendingCallError, ClosedEnvironmentError: not now.
+            SnapshotError: a sub-env has no such method and cannot be pickled; it names it, and what stands in the way.
+            WorkerLostError: a worker has died; ``reset()`` starts it again.
+            CallTimeoutError: out of ``call_timeout``; ``call_wait`` waits for the end of it.
+            Exception: what a sub-env raised; the vector env is as usable as before.
+        """
+        self._call.check_idle("get_state")
+        chosen = check_env_ids(env_ids, self.num_envs)
+        self._note_torn()
+        self._check_all_alive("get_state")
+        mask = np.zeros(self.num_envs, np.bool_)
+        mask[chosen] = True
+        payloads = {worker: mask[worker.envs.start : worker.envs.stop].tolist() for worker in self._workers}
+        with self._beginning("call"):
+            self._crew.ask((worker, Verb.GET_STATE, GetStatePayload(own)) for worker, own in payloads.items() if any(own))
+        return VectorEnvState(
+            version=VERSION,
+            num_envs=self.num_envs,
+            autoreset_mode=self.autoreset_mode.value,
+            layout=layout_of(self._batch),
+            env_ids=tuple(chosen),
+            needs_reset=tuple(self._needs_reset[chosen].tolist()),
+            sub_envs=tuple(state for state in self._finish_call() if state is not None),
+            restarts=self._recovery.seeds_of(chosen) if self._recovery is not None else None,
+        )
+
+    def set_state(self, state: VectorEnvState) -> None:
+        """Puts the sub-envs that ``state`` is of where they were when it was taken; the steps that follow are the same.
+
+        Args:
+            state: of this or another rayvec env, on any engine, with as many sub-envs of the same kind.
+
+        Raises:
+            TypeError, ValueError: it is no such state, or of another kind of vector env; nothing has changed.
+            AlreadyPendingCallError, ClosedEnvironmentError: not now; nothing has changed.
+            SnapshotError: a sub-env cannot take it. That one needs a reset; the others are where the state has them.
+            WorkerLostError: a worker has died; ``reset()`` starts it again.
+            CallTimeoutError: out of ``call_timeout``; ``call_wait`` waits for the end of it.
+            Exception: what a sub-env raised; it needs a reset.
+        """
+        self._call.check_idle("set_state")
+        state = check_state(state, self.num_envs, self.autoreset_mode, layout_of(self._batch))
+        self._note_torn()
+        self._check_all_alive("set_state")
+        found = dict(zip(state.env_ids, state.sub_envs, strict=True))
+        payloads = {worker: [found.get(index) for index in worker.envs] for worker in self._workers}
+        with self._beginning("call"):
+            self._crew.ask((worker, Verb.SET_STATE, SetStatePayload(own)) for worker, own in payloads.items() if any(own))
+            self._needs_reset[list(state.env_ids)] = state.needs_reset
+            self._has_failed = bool(self._needs_reset.any())
+        self._finish_call()
+        if self._recovery is not None:
+            self._recovery.go_on_from(state.env_ids, state.restarts)
 
     # the end
 

@@ -10,6 +10,8 @@
     │   └── QuotedEnvError            (also a RuntimeError)
     ├── a worker is gone
     │   └── WorkerLostError           (also an EOFError, as Gymnasium's pipes raise)
+    ├── the env's state can neither be had from it nor pickled, or cannot be put back
+    │   └── SnapshotError             (also a TypeError)
     ├── a Ray actor cannot be had as asked for
     │   ├── PlacementError            (also a RuntimeError)
     │   └── TransportError            (also a RuntimeError)
@@ -33,6 +35,7 @@ __all__ = [
     "PlacementError",
     "QuotedEnvError",
     "RayvecError",
+    "SnapshotError",
     "TransportError",
     "WorkerLostError",
     "WorkerTraceback",
@@ -53,6 +56,10 @@ class InvalidRewardError(RayvecError, ValueError, TypeError):
 
 class QuotedEnvError(RayvecError, RuntimeError):
     """Stands for an exception of a sub-env that could not be pickled or rebuilt; its text quotes type and message."""
+
+
+class SnapshotError(RayvecError, TypeError):
+    """A sub-env of which no state can be taken, or that cannot take the one it is given."""
 
 
 class WorkerLostError(RayvecError, EOFError):

@@ -29,16 +29,19 @@ from typing import Any, NamedTuple
 from gymnasium.error import AlreadyPendingCallError, ClosedEnvironmentError, NoAsyncCallError
 
 from rayvec.restarts import RestartOrder
+from rayvec.states import SubEnvState
 from rayvec.sub_envs import CallOutcome, Description, Outcome, SubEnvs
 
 __all__ = [
     "REQUESTS",
     "CallPayload",
+    "GetStatePayload",
     "PendingCall",
     "Request",
     "ResetPayload",
     "RestartPayload",
     "SetAttrPayload",
+    "SetStatePayload",
     "StepPayload",
     "Verb",
 ]
@@ -55,6 +58,8 @@ class Verb(IntEnum):
     SET_ATTR = 6
     CLOSE = 7
     RESTART = 8
+    GET_STATE = 9
+    SET_STATE = 10
 
 
 class ResetPayload(NamedTuple):
@@ -93,6 +98,18 @@ class RestartPayload(NamedTuple):
     options: dict[str, Any] | None
 
 
+class GetStatePayload(NamedTuple):
+    """Arguments of :meth:`SubEnvs.get_state`, one entry for each of the worker's sub-envs."""
+
+    mask: Sequence[bool]
+
+
+class SetStatePayload(NamedTuple):
+    """Arguments of :meth:`SubEnvs.set_state`, one entry for each of the worker's sub-envs."""
+
+    states: Sequence[SubEnvState | None]
+
+
 @dataclass(frozen=True)
 class Request:
     """A row of the table.
@@ -125,6 +142,8 @@ REQUESTS: dict[Verb, Request] = {
         Request(Verb.SET_ATTR, SetAttrPayload, CallOutcome, "set_attr"),
         Request(Verb.CLOSE, None, CallOutcome, None),
         Request(Verb.RESTART, RestartPayload, Outcome, "restart", limited=True),
+        Request(Verb.GET_STATE, GetStatePayload, CallOutcome, "get_state"),
+        Request(Verb.SET_STATE, SetStatePayload, Outcome, "set_state"),
     )
 }
 

@@ -102,6 +102,17 @@ class Recovery:
         """Keeps what is handed out now: a worker that dies may leave half a row behind."""
         self._kept.take_over(self._batch)
 
+    def seeds_of(self, indices: Sequence[int]) -> tuple[tuple[int | None, int], ...]:
+        """The last seed of each of these sub-envs, and how often it was restarted since."""
+        return tuple((self._seeds[index], self._since_seed[index]) for index in indices)
+
+    def go_on_from(self, indices: Sequence[int], seeds: Sequence[tuple[int | None, int]] | None) -> None:
+        """These sub-envs are where a snapshot has them, with what :meth:`seeds_of` gave then; None: nobody knows."""
+        self._has_begun = self._has_begun.copy()
+        for index, (seed, count) in zip(indices, seeds or [(None, 0)] * len(indices), strict=True):
+            self._seeds[index], self._since_seed[index], self._has_begun[index] = seed, count, True
+        self.keep()
+
     def take_infos(self) -> list[tuple[int, info_columns.Columns]]:
         """The infos of sub-envs that were restarted in this call, and of those that share a worker with one that raised."""
         groups = [(worker.envs.start, columns) for worker, parts in self._groups.items() for columns in parts]

@@ -33,6 +33,7 @@ from rayvec.errors import InvalidObservationError, InvalidRewardError
 from rayvec.failures import Failure
 from rayvec.restarts import Goal, RestartOrder
 from rayvec.settled import InfoRows, Layout, layout_of
+from rayvec.states import SubEnvState, restore_env, save_env
 from rayvec.stats import Tally
 
 __all__ = ["NOTHING", "SETTLED", "CallOutcome", "Description", "EnvFn", "Outcome", "SubEnvs", "reward_as_float"]
@@ -392,6 +393,64 @@ class SubEnvs:
             except BaseException as error:
                 failures.append(Failure.caught(self.first + index, f"setting {name!r}", error))
         return CallOutcome([], failures)
+
+    def get_state(self, mask: Sequence[bool]) -> CallOutcome:
+        """The state of each that ``mask`` names, None for the others."""
+        states: list[SubEnvState | None] = []
+        failures: list[Failure] = []
+        for index, is_asked in enumerate(mask):
+            state = None
+            try:
+                if is_asked:
+                    state = self._state_of(index)
+            except BaseException as error:
+                failures.append(Failure.caught(self.first + index, "get_state", error))
+            states.append(state)
+        return CallOutcome(states, failures)
+
+    def _state_of(self, index: int) -> SubEnvState:
+        batch, row = self._batch, self._rows[index]
+        return SubEnvState(
+            None if self._failed[index] else save_env(self._env(index), f"sub-env {self.first + index}"),
+            self._ended[index],
+            batch.observations.read(row),
+            float(batch.rewards[row]),
+            bool(batch.terminations[row]),
+            bool(batch.truncations[row]),
+            self._orders.get(index),
+        )
+
+    def set_state(self, states: Sequence[SubEnvState | None]) -> Outcome:
+        """Puts each where its state says, None excepted, and fills its row; one that failed is built anew first."""
+        failures: list[Failure] = []
+        # The rows may hold flags now that the next step has to clear.
+        self._has_flags = True
+        for index, state in enumerate(states):
+            try:
+                if state is not None:
+                    self._go_to(index, state)
+            except BaseException as error:
+                failures.append(self._fail(index, "set_state", error))
+                if self._is_stopped_by(error):
+                    break
+        return Outcome({}, failures)
+
+    def _go_to(self, index: int, state: SubEnvState) -> None:
+        if state.env is not None:
+            if self._failed[index] or self.envs[index] is None:
+                self._rebuild(index)
+            self.envs[index] = restore_env(self._env(index), state.env, f"sub-env {self.first + index}")
+        batch, row = self._batch, self._rows[index]
+        batch.observations.write(row, state.observation)
+        batch.rewards[row] = state.reward
+        batch.terminations[row] = state.terminated
+        batch.truncations[row] = state.truncated
+        self._ended[index] = state.ended
+        self._failed[index] = state.env is None
+        if state.order is None:
+            self._orders.pop(index, None)
+        else:
+            self._orders[index] = state.order
 
     def close(self) -> Sequence[Failure]:
         """Closes each, whatever the others raise; returns what they raised."""

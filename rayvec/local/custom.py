@@ -33,7 +33,15 @@ from rayvec.errors import InvalidObservationError, QuotedEnvError, WorkerTraceba
 from rayvec.failures import Failure
 from rayvec.local.memory import SharedBlock
 from rayvec.local.process import ChildProcess, ChildWorker
-from rayvec.protocol import CallPayload, ResetPayload, SetAttrPayload, StepPayload, Verb
+from rayvec.protocol import (
+    CallPayload,
+    GetStatePayload,
+    ResetPayload,
+    SetAttrPayload,
+    SetStatePayload,
+    StepPayload,
+    Verb,
+)
 from rayvec.spaces import ObservationMode, join_spaces
 from rayvec.stats import Tally
 from rayvec.sub_envs import CallOutcome, Description, EnvFn, Outcome, reward_as_float
@@ -174,6 +182,8 @@ class CustomWorker(ChildWorker):
             message = ("_call", tuple(payload))
         elif isinstance(payload, SetAttrPayload):
             message = ("_setattr", (payload.name, payload.values[0]))
+        elif isinstance(payload, GetStatePayload | SetStatePayload):
+            raise NotImplementedError("a custom worker knows Gymnasium's messages only, and none of them is for an env's state")
         return ForkingPickler.dumps(message)
 
     def send(self, verb: Verb, prepared: Any) -> bool:

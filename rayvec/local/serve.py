@@ -368,6 +368,8 @@ _NOTHING: dict[int, Any] = {
     Verb.SET_ATTR: CallOutcome([]),
     Verb.CLOSE: CallOutcome([]),
     Verb.RESTART: Outcome(),
+    Verb.GET_STATE: CallOutcome([]),
+    Verb.SET_STATE: Outcome(),
 }
 
 
