@@ -272,11 +272,12 @@ def _part_of(layer: Env, where: str) -> _Part:
     if _is_pickled_as_arguments(type(layer)):
         return _Attributes(vars(layer))
     try:
-        make, arguments, *rest = layer.__reduce_ex__(pickle.HIGHEST_PROTOCOL)
+        reduced = layer.__reduce_ex__(pickle.HIGHEST_PROTOCOL)
     except Exception as error:
         raise SnapshotError(f"{where}: {type(layer).__qualname__} cannot be pickled: {error}. {_ADVICE}") from error
-    is_plain = make is copyreg.__newobj__ and arguments == (type(layer),)  # type: ignore[attr-defined]
-    return _Attributes(rest[0] if rest else None) if is_plain else _Whole(layer)
+    if reduced[:2] != (copyreg.__newobj__, (type(layer),)):  # type: ignore[attr-defined]
+        return _Whole(layer)
+    return _Attributes(reduced[2] if len(reduced) > 2 else None)
 
 
 def _own_methods(layer: Env) -> _OwnMethods | None:
@@ -323,7 +324,7 @@ def _restore_attributes(layer: Env, state: Any) -> None:
     attributes.clear()
     kind = type(layer)
     if hasattr(kind, "__setstate__") and not _is_pickled_as_arguments(kind):
-        layer.__setstate__(state)
+        kind.__setstate__(layer, state)
         return
     state, slots = state if isinstance(state, tuple) else (state, None)
     attributes.update(state or {})
@@ -387,7 +388,8 @@ class _Unpickler(pickle.Unpickler):
         self._layers = layers
 
     def persistent_load(self, pid: Any) -> Env:
-        return self._layers[pid]
+        layer: Env = self._layers[pid]
+        return layer
 
     def find_class(self, module: str, name: str) -> Any:
         # The caller's main module goes by this name in a process that was spawned.

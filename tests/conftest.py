@@ -32,8 +32,8 @@ def pytest_configure(config: pytest.Config) -> None:
 
 
 _SAMPLE = {
-    "ray-shared-memory": ["test_killed_while_idle", "test_dies_in_the_constructor", "test_partial_data"],
-    "ray-object-store": ["test_killed_while_idle", "test_dies_in_a_reset", "test_partial_death"],
+    "ray-shared-memory": ["test_killed_while_idle", "test_dies_in_the_constructor", "test_partial_data", "test_some_sub_envs"],
+    "ray-object-store": ["test_killed_while_idle", "test_dies_in_a_reset", "test_partial_death", "test_there_and_back"],
 }
 _SAMPLED_IN_RULES = (
     "ray-two-nodes",

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import importlib.util
 import os
+import signal
 import subprocess
 import sys
 from contextlib import closing
@@ -110,6 +111,24 @@ def test_wrong_options_are_told(example: Any, arguments: list[str], told: str, c
         example.parse(arguments)
     assert caught.value.code == 2
     assert told in capsys.readouterr().err
+
+
+def test_training_that_was_killed_ends_as_training_that_was_not(tmp_path: Path) -> None:
+    """Killed between two checkpoints, resumed on another engine: the same digest of all data and of the weights."""
+    options = ["--steps", "240", "--every", "50", "--num-envs", "5", "--seed", "4", "--checkpoint"]
+    whole = run("resume_training.py", *options, tmp_path / "whole.ckpt")
+    assert whole.returncode == 0, whole.stdout + whole.stderr
+    assert whole.stdout.startswith("began at step 0, sync\n")
+    killed = run("resume_training.py", *options, tmp_path / "killed.ckpt", "--kill-after", "130")
+    assert killed.returncode == -signal.SIGKILL, killed.stdout + killed.stderr
+    assert "digest" not in killed.stdout
+    resumed = run("resume_training.py", *options, tmp_path / "killed.ckpt", "--vectorization-mode", "async")
+    assert resumed.returncode == 0, resumed.stdout + resumed.stderr
+    assert resumed.stdout.startswith("resumed at step 100, async\n")
+    *_, digest = whole.stdout.splitlines()
+    assert digest.startswith("digest ")
+    assert resumed.stdout.splitlines()[-1] == digest
+    assert sorted(path.name for path in tmp_path.iterdir()) == ["killed.ckpt", "whole.ckpt"]
 
 
 def test_two_nodes_give_the_data_of_a_plain_loop(ray_example: Any) -> None:
