@@ -16,10 +16,12 @@ from rayvec.batch import Batch
 from rayvec.protocol import (
     REQUESTS,
     CallPayload,
+    GetStatePayload,
     PendingCall,
     ResetPayload,
     RestartPayload,
     SetAttrPayload,
+    SetStatePayload,
     StepPayload,
     Verb,
     perform,
@@ -74,6 +76,8 @@ PAYLOADS: dict[Verb, tuple[Any, ...]] = {
     Verb.RESTART: RestartPayload([RestartOrder(1, Goal.END, 3, None, "bad luck", False)], None),
     Verb.RESET: ResetPayload([1, 2], None, None),
     Verb.STEP: StepPayload(None),
+    Verb.GET_STATE: GetStatePayload([True, False]),
+    Verb.SET_STATE: SetStatePayload(attached().get_state([False, True]).results),
     Verb.CALL: CallPayload("add", (1,), {"times": 2}),
     Verb.SET_ATTR: SetAttrPayload("level", [1, 2]),
 }
