@@ -423,8 +423,9 @@ class SubEnvs:
     def set_state(self, states: Sequence[SubEnvState | None]) -> Outcome:
         """Puts each where its state says, None excepted, and fills its row; one that failed is built anew first."""
         failures: list[Failure] = []
-        # The rows may hold flags now that the next step has to clear.
+        # The rows may hold flags now that the next step has to clear; and who asks may have missed a layout.
         self._has_flags = True
+        self._has_told = False
         for index, state in enumerate(states):
             try:
                 if state is not None:
