@@ -507,6 +507,21 @@ class ContractVectorEnv(VectorEnv[Any, Any, Any]):
         self._call.check_pending("call")
         return self._finish_call(timeout)
 
+    def _call_at(self, indices: Sequence[int], name: str | Callable[..., Any], *args: Any, **kwargs: Any) -> list[Any]:
+        """As :meth:`call`, of the sub-envs ``indices`` alone: one result for each of them, in their order.
+
+        ``name`` may also be a function: it is called where the sub-env lives, with the sub-env before the arguments.
+        """
+        self._call.check_idle("call")
+        self._check_all_alive("call")
+        payload = CallPayload(name, args, kwargs, list(indices))
+        asked = [worker for worker in self._workers if any(index in worker.envs for index in indices)]
+        with self._beginning("call"):
+            self._crew.ask((worker, Verb.CALL, payload) for worker in asked)
+        envs = [index for worker in asked for index in worker.envs]
+        results = dict(zip(envs, self._finish_call(), strict=True))
+        return [results[index] for index in indices]
+
     def _finish_call(self, timeout: float | None = None) -> tuple[Any, ...]:
         self._collect("call", self._deadline(timeout, self._timeouts.call))
         self._call.end()

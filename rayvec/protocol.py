@@ -21,7 +21,7 @@ takes the codes of the wire from it, and the docs print it. A new request is a n
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from enum import IntEnum
 from typing import Any, NamedTuple
@@ -77,11 +77,12 @@ class StepPayload(NamedTuple):
 
 
 class CallPayload(NamedTuple):
-    """Arguments of :meth:`SubEnvs.call`."""
+    """Arguments of :meth:`SubEnvs.call`; the indices are the vector env's."""
 
-    name: str
+    name: str | Callable[..., Any]
     args: tuple[Any, ...]
     kwargs: dict[str, Any]
+    indices: Sequence[int] | None = None
 
 
 class SetAttrPayload(NamedTuple):

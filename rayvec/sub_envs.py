@@ -17,6 +17,7 @@ One sub-env's life::
 from __future__ import annotations
 
 from collections.abc import Callable, Mapping, Sequence
+from functools import partial
 from operator import itemgetter
 from time import perf_counter
 from typing import Any, NamedTuple
@@ -370,14 +371,31 @@ class SubEnvs:
         self._orders[index] = order._replace(goal=Goal.END)
         return {**self._end_episode(index, False, True, {}), **order.told()}
 
-    def call(self, name: str, args: tuple[Any, ...], kwargs: dict[str, Any]) -> CallOutcome:
-        """Calls the method ``name`` of each, with copies of the arguments, or reads the attribute of that name."""
+    def call(
+        self,
+        name: str | Callable[..., Any],
+        args: tuple[Any, ...],
+        kwargs: dict[str, Any],
+        indices: Sequence[int] | None = None,
+    ) -> CallOutcome:
+        """Calls the method ``name`` of each, with copies of the arguments, or reads the attribute of that name.
+
+        Args:
+            name: of a method or attribute; or a function that is called with the env before the arguments.
+            args: for the method.
+            kwargs: for the method.
+            indices: those of the vector env's sub-envs to call; None: each. The result of any other is None.
+        """
         results: list[Any] = []
         failures: list[Failure] = []
         for index in range(len(self)):
             result = None
+            if indices is not None and self.first + index not in indices:
+                results.append(result)
+                continue
             try:
-                found = self._env(index).get_wrapper_attr(name)
+                env = self._env(index)
+                found = partial(name, env) if callable(name) else env.get_wrapper_attr(name)
                 result = found(*snapshot(args), **snapshot(kwargs)) if callable(found) else found
             except BaseException as error:
                 failures.append(Failure.caught(self.first + index, f"call of {name!r}", error))

@@ -179,7 +179,9 @@ class CustomWorker(ChildWorker):
                 actions = self._batch.action_rows(self._index, self._index + 1)
             message = ("step", actions[0])
         elif isinstance(payload, CallPayload):
-            message = ("_call", tuple(payload))
+            if callable(payload.name):
+                raise TypeError("a custom worker calls methods by their names only: it cannot be sent a function to call.")
+            message = ("_call", tuple(payload[:3]))
         elif isinstance(payload, SetAttrPayload):
             message = ("_setattr", (payload.name, payload.values[0]))
         elif isinstance(payload, GetStatePayload | SetStatePayload):
