@@ -80,7 +80,7 @@ def learning_rate(make: Callable[[], VecEnv], seed: int, steps: int) -> float:
         model = make_model(venv, seed)
         begin = time.perf_counter()
         model.learn(steps)
-        return model.num_timesteps / (time.perf_counter() - begin)
+        return float(model.num_timesteps / (time.perf_counter() - begin))
 
 
 def compare(options: argparse.Namespace) -> None:

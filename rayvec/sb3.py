@@ -81,7 +81,10 @@ class SB3VecEnv(VecEnv):
         super().__init__(envs.num_envs, envs.single_observation_space, envs.single_action_space)
 
     def reset(self) -> Any:
-        """Resets all sub-envs, with what ``seed`` and ``set_options`` have set for this once; the first observations."""
+        """Resets all sub-envs, with what ``seed`` and ``set_options`` have set for this once; the first observations.
+
+        Where options differ, a sub-env that has none is given ``{}``; where nobody has any, None.
+        """
         seeds, options = list(self._seeds), list(self._options)
         if all(own == options[0] for own in options[1:]):
             observations, infos = self.envs.reset(seed=seeds, options=options[0] or None)
