@@ -52,6 +52,10 @@ def _framed(code: int, parts: tuple[bytes | memoryview, ...]) -> list[bytes | me
     return [header, *(part for part in parts if len(part))]
 
 
+def _nothing_to_ring() -> None:
+    pass
+
+
 class WorkerChannel:
     """The worker's end: blocking."""
 
@@ -100,23 +104,20 @@ class WorkerChannel:
         if self._lamps is not None:
             self._lamps[1].raise_()
 
-    def receive(self) -> Frame:
-        """Waits for the next frame. Raises EOFError when the caller is gone."""
+    def receive(self, answer: Callable[[], bytes | None] = _nothing_to_ring) -> Frame:
+        """Waits for the next frame.
+
+        Args:
+            answer: called for each ring that stands for the bare code. What it gives is rung back, and the wait goes on; if
+                that is None, the code is returned as a frame would be.
+
+        Raises:
+            EOFError: the caller is gone.
+        """
         if self._bells is not None:
             if not self._num_frames:
                 self._was_rung = True
-                lamps = self._lamps
-                if lamps is not None:
-                    lamps[0].watch()
-                data = os.read(self._bells.asked, 8)
-                if data == bells.STEP:
-                    if lamps is not None:
-                        lamps[0].note()
-                    return self._rung
-                self._num_frames, steps = bells.frames_and_steps(data)
-                if lamps is not None:
-                    lamps[0].note(self._num_frames + steps)
-                if steps:
+                if not self._answer_rings(self._bells, answer):
                     return self._rung
             self._num_frames -= 1
             self._was_rung = False
@@ -131,6 +132,29 @@ class WorkerChannel:
             return code, None
         (length,) = _LENGTH.unpack(self._exactly(_LENGTH.size))
         return code & ~_HAS_PAYLOAD, memoryview(self._exactly(length))
+
+    def _answer_rings(self, pair: Bells, answer: Callable[[], bytes | None]) -> bool:
+        """Answers rings until a frame comes; False where a ring comes first that cannot be answered with one."""
+        # As little as possible: where processes are many, each line of this runs on cold caches.
+        asked, done = pair
+        lamps = self._lamps
+        while True:
+            if lamps is not None:
+                lamps[0].watch()
+            data = os.read(asked, 8)
+            if data != bells.STEP:
+                self._num_frames, steps = bells.frames_and_steps(data)
+                if lamps is not None:
+                    lamps[0].note(self._num_frames + steps)
+                return not steps
+            if lamps is not None:
+                lamps[0].note()
+            said = answer()
+            if said is None:
+                return False
+            os.write(done, said)
+            if lamps is not None:
+                lamps[1].raise_()
 
     def receive_descriptors(self) -> list[int]:
         """Waits for the file descriptors that follow the frame just received."""

@@ -38,6 +38,7 @@ from rayvec import serialise
 from rayvec.batch import Batch
 from rayvec.errors import QuotedEnvError
 from rayvec.failures import Failure, PackedFailure
+from rayvec.local import bells
 from rayvec.local.bells import Bells
 from rayvec.local.channel import EMPTY, WorkerChannel
 from rayvec.local.memory import SharedBlock
@@ -170,7 +171,7 @@ def converse(channel: WorkerChannel, sub_envs: SubEnvs) -> None:
     """Answers requests that come over ``channel`` until told to close. Raises EOFError when the caller is gone."""
     session = Session(sub_envs, channel)
     while not session.is_closed:
-        code, data = channel.receive()
+        code, data = channel.receive(session.step)
         channel.send(code, *session.answer(code, data))
 
 
@@ -193,11 +194,29 @@ class Session:
         self._shared = False
         self._is_bare = False
         """Whether rows say everything when a step gives neither infos nor failures."""
+        self._outcome: Outcome | None = None
+
+    def step(self) -> bytes | None:
+        """Steps with the actions that lie in shared rows.
+
+        Returns:
+            The ring that says all there is to say; None where :meth:`answer` has to say it.
+        """
+        outcome = self._sub_envs.step()
+        if self._is_bare:
+            if outcome is NOTHING:
+                return bells.STEP
+            if outcome is SETTLED:
+                return bells.SETTLED
+        self._outcome = outcome
+        return None
 
     def answer(self, code: int, data: memoryview | None) -> Sequence[bytes | memoryview]:
         """The payload of the reply, in parts; none where it says but that it is done."""
         if code == _STEP:
-            outcome = self._sub_envs.step(None if data is None else self._actions(data))
+            outcome, self._outcome = self._outcome, None
+            if outcome is None:
+                outcome = self._sub_envs.step(None if data is None else self._actions(data))
             if self._is_bare:
                 if outcome is NOTHING:
                     return ()
@@ -220,10 +239,10 @@ class Session:
         self._shared = block is not None
         buffer = None
         if block is not None:
-            descriptor, bells = None, []
+            descriptor, pair = None, []
             if block[0] is None:
                 assert self._channel is not None
-                descriptor, *bells = self._channel.receive_descriptors()
+                descriptor, *pair = self._channel.receive_descriptors()
             buffer = SharedBlock.attach(block, descriptor)
         observation_space, action_space = serialise.loads(spaces)
         self._batch = Batch(observation_space, action_space, num_rows, buffer)
@@ -231,7 +250,7 @@ class Session:
             self._batch.unpack_results(0, num_rows, [memoryview(rows)])
         if spins is not None:
             assert self._channel is not None
-            self._channel.listen_to(Bells(*bells), _STEP, self._batch.lamps(self._sub_envs.first) if spins else None)
+            self._channel.listen_to(Bells(*pair), _STEP, self._batch.lamps(self._sub_envs.first) if spins else None)
         self._is_bare = self._shared and not self._batch.has_objects
         self._sub_envs.attach(self._batch, self._sub_envs.first if self._shared else 0, settles=self._shared)
 
