@@ -164,12 +164,12 @@ class Batch:
         """Fills rows ``start`` to ``stop`` with results that were packed elsewhere; ``parts`` may have been joined to one."""
         _unpack(self._results, start, stop, parts)
 
-    def take_over(self, other: Batch) -> None:
-        """Fills all rows with the results in another batch of the same spaces and size."""
+    def take_over(self, other: Batch, rows: Rows) -> None:
+        """Fills these rows with the results in another batch of the same spaces and size."""
         for array, source in zip(self._results, other._results, strict=True):
-            array[...] = source
+            array[rows] = source[rows]
         for column, values in zip(self._objects, other._objects, strict=True):
-            column.take_over(values)
+            column.take_over(values, rows)
 
     @property
     def has_objects(self) -> bool:

@@ -403,9 +403,10 @@ class ObjectColumn(Column):
         self._written.clear()
         return taken
 
-    def take_over(self, other: ObjectColumn) -> None:
-        """Holds what another column of the same space holds; neither changes a value that it has stored."""
-        self._values[:] = other._values
+    def take_over(self, other: ObjectColumn, rows: Rows) -> None:
+        """Holds in these rows what another column of the same space holds; neither changes a value that it has stored."""
+        for row in _indices(rows):
+            self._values[row] = other._values[row]
 
     def put(self, values: Mapping[int, Any], shift: int) -> None:
         """Stores what another process took, ``shift`` rows further down."""

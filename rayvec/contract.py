@@ -295,7 +295,7 @@ class ContractVectorEnv(VectorEnv[Any, Any, Any]):
                 self._recovery.replace_lost(is_bounded=False)
             self._ask_reset(self._reset_payloads)
             if self._recovery is not None:
-                self._recovery.begin_reset(seeds, self._reset_rows, options)
+                self._recovery.begin_reset(self._reset_payloads)
 
     def _payloads_of_reset(
         self, seeds: Sequence[int | None], options: dict[str, Any] | None, mask: npt.NDArray[np.bool_] | None

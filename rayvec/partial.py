@@ -14,10 +14,14 @@ out as slices and nothing is copied beyond what ``copy`` asks.
 
 A worker steps its sub-envs one after the other and answers once, so several in a worker arrive together, and are sent
 together.
+
+Under ``on_failure="restart"`` a worker that fails stays at work until what was built anew has answered; it has its own time,
+from when it was sent, whatever ``recv`` hands out meanwhile.
 """
 
 from __future__ import annotations
 
+import time
 from collections import deque
 from collections.abc import Iterable, Mapping, Sequence
 from typing import Any
@@ -32,7 +36,7 @@ from rayvec.columns import run_of
 from rayvec.contract import ContractVectorEnv, StepResult
 from rayvec.crew import LOST
 from rayvec.errors import CallTimeoutError
-from rayvec.failures import Failure, raise_failures
+from rayvec.failures import Failure, add_note, raise_failures
 from rayvec.protocol import ResetPayload, StepPayload, Verb
 from rayvec.sub_envs import Outcome
 from rayvec.worker import Reply, Worker
@@ -93,6 +97,8 @@ class PartialVectorEnv(ContractVectorEnv):
         self._worker_of = [worker for worker in workers for _ in worker.envs]
         self._at_work: dict[Worker, Verb] = {}
         self._arrived: dict[Worker, tuple[Verb, Outcome]] = {}
+        self._refused: dict[Worker, list[Failure]] = {}
+        """What has to be raised when a worker that restarts others of its sub-envs has done so."""
         self._replay: deque[Indices] = deque()
         self._may_give_up = False
         super().__init__(workers, **options)
@@ -121,10 +127,8 @@ class PartialVectorEnv(ContractVectorEnv):
         Raises:
             ValueError, TypeError: seeds, mask or replay are wrong; nothing was reset.
             AlreadyPendingCallError, ClosedEnvironmentError: not now, or some of them are at work; nothing was reset.
-            NotImplementedError: under ``on_failure="restart"``.
         """
         self._call.check_may_send("async_reset")
-        self._check_policy()
         seeds = self._checked_seeds(seed)
         mask, options = self._checked_mask(options)
         batches = None if replay is None else [self._checked_indices(ids, f"replay[{n}]") for n, ids in enumerate(replay)]
@@ -138,7 +142,10 @@ class PartialVectorEnv(ContractVectorEnv):
         self._reset_payloads = {worker: self._reset_payloads[worker] for worker in self._at_work_with(Verb.RESET)}
         self._reset_payloads.update(payloads)
         self._revived.difference_update(payloads)
+        self._replace_lost(payloads, is_bounded=False)
         self._begin_work(Verb.RESET, payloads)
+        if self._recovery is not None:
+            self._recovery.begin_reset(payloads)
 
     def send(self, actions: Any, env_ids: Any) -> None:
         """Starts a step of some sub-envs; :meth:`recv` hands them out again.
@@ -156,29 +163,34 @@ class PartialVectorEnv(ContractVectorEnv):
             WorkerLostError: the worker of some of them has died; nothing was sent.
         """
         self._call.check_may_send("send")
-        self._check_policy()
         indices = self._checked_indices(env_ids, "env_ids")
         workers = dict.fromkeys(self._worker_of[index] for index in indices)
         self._check_in_hand("send", workers)
-        self._check_may_step(indices, workers)
+        self._check_may_step(indices)
         rest = self._batch.place_some_actions(actions, indices)
         action_of = None if rest is None else dict(zip(indices.tolist(), rest, strict=True))
         payloads = {
             worker: StepPayload(None if action_of is None else [action_of[index] for index in worker.envs])
             for worker in workers
         }
+        if not self._replace_lost(payloads, is_bounded=True):
+            self._note_lost()
+            raise self._lost_error(next(worker for worker in workers if worker.lost), "send")
         self._begin_work(Verb.STEP, payloads)
 
-    def _check_policy(self) -> None:
-        if self._recovery is not None:
-            raise NotImplementedError(
-                "partial batches with on_failure='restart' are not built yet: use on_failure='raise' and reset what failed, or "
-                "step()."
-            )
+    def _replace_lost(self, workers: Iterable[Worker], is_bounded: bool) -> bool:
+        """Starts those anew that have died in the caller's hand, if that is what to do; returns whether none is lost now."""
+        if self._recovery is None:
+            return not any(worker.lost for worker in workers)
+        if self._call.name is None:
+            self._recovery.begin_call()
+        return self._recovery.replace_lost(is_bounded, workers)
 
     def _begin_work(self, verb: Verb, payloads: Mapping[Worker, Any]) -> None:
         """Asks the workers; whatever happens, those that were asked are at work and no others."""
         self._crew.note_arrivals()
+        if self._recovery is not None:
+            self._recovery.begin_work(payloads, verb)
         is_sent = False
         try:
             if verb is Verb.RESET:
@@ -220,7 +232,7 @@ class PartialVectorEnv(ContractVectorEnv):
                 "recv",
             )
 
-    def _check_may_step(self, indices: Indices, workers: Iterable[Worker]) -> None:
+    def _check_may_step(self, indices: Indices) -> None:
         self._note_torn()
         failed = indices[self._needs_reset[indices]]
         if failed.size:
@@ -235,10 +247,6 @@ class PartialVectorEnv(ContractVectorEnv):
                     f"sub-envs {_listed(ended)} have ended their episodes and autoreset is disabled: call async_reset() with "
                     "a reset_mask that names them before the next step."
                 )
-        for worker in workers:
-            if worker.lost:
-                self._note_lost()
-                raise self._lost_error(worker, "send")
 
     # recv
 
@@ -246,7 +254,9 @@ class PartialVectorEnv(ContractVectorEnv):
         """Waits for the ``batch_size`` sub-envs that are ready first; all that are at work, where those are fewer.
 
         Args:
-            timeout: seconds; None: ``step_timeout``, or ``reset_timeout`` while a reset is at work.
+            timeout: seconds; None: ``step_timeout``, or ``reset_timeout`` while a reset is at work. Under
+                ``on_failure="restart"`` these two are the time of each worker, from when it was sent, whatever is given here,
+                and None waits for as long as they let it.
 
         Returns:
             Observations, batched; rewards, float64; terminations and truncations, bool; infos: row ``i`` of each is of
@@ -255,7 +265,7 @@ class PartialVectorEnv(ContractVectorEnv):
         Raises:
             NoAsyncCallError, ClosedEnvironmentError: no sub-env is at work.
             ValueError: the replay asks for a sub-env that is not at work.
-            CallTimeoutError: out of time; nothing is lost, call it again.
+            CallTimeoutError: out of time, or a worker was and may not be restarted; nothing is lost, call it again.
             WorkerLostError: a worker has died. The others can still be received; :meth:`async_reset` with a mask starts it
                 again, and so does :meth:`reset`, which gives up what is at work.
             Exception: what a sub-env raised; the same holds.
@@ -263,23 +273,31 @@ class PartialVectorEnv(ContractVectorEnv):
         self._call.check_may_receive()
         default = self._timeouts.reset if self._at_work_with(Verb.RESET) else self._timeouts.step
         deadline = self._deadline(timeout, default)
-        while not (workers := self._first()):
+        recovery = self._recovery
+        if recovery is not None:
+            recovery.begin_recv()
+            deadline = None if timeout is None else deadline
+        while True:
+            due = recovery.next_due(self._at_work) if recovery is not None else None
+            # Where somebody's time is over, his reply is looked for first, whoever else is ready.
+            if (due is None or due > time.monotonic()) and (workers := self._first()):
+                return self._handed_out(workers)
             try:
-                answer = self._crew.next_reply(deadline, by_arrival=True)
+                answer = self._crew.next_reply(_earlier(deadline, due), by_arrival=True)
             except CallTimeoutError:
-                raise self._timeout_error("recv") from None
+                if recovery is None or not recovery.replace_late_at_work(self._at_work) or _is_over(deadline):
+                    raise self._timeout_error("recv") from None
+                continue
             if answer is None:
                 self._note_interrupted()
                 continue
-            worker, _, reply = answer
             try:
-                self._arrive(worker, reply)
+                self._arrive(*answer)
             except BaseException:
                 self._may_give_up = True
                 raise
             finally:
                 self._note_pending()
-        return self._handed_out(workers)
 
     def _first(self) -> list[Worker]:
         """The workers of the next batch, by their sub-envs; none if they have not all arrived."""
@@ -306,18 +324,30 @@ class PartialVectorEnv(ContractVectorEnv):
         # The rest, if nobody else is at work.
         return [] if self._at_work else first
 
-    def _arrive(self, worker: Worker, reply: Reply) -> None:
+    def _arrive(self, worker: Worker, answered: Verb | None, reply: Reply) -> None:
         """Takes a reply. Raises what it tells of; its worker is in the caller's hand then."""
         verb = self._at_work.get(worker)
         self._note_layout(worker, reply)
+        if self._recovery is not None and verb is not None:
+            refused = self._recovery.handle(worker, answered, reply, verb.name.lower())
+            if refused is not None:
+                self._refused.setdefault(worker, []).extend(refused)
+                if self._crew.owes(worker):
+                    return
+                reply = Outcome(failures=self._refused.pop(worker))
         if reply is LOST:
-            if verb is Verb.RESET and worker not in self._revived:
+            if self._recovery is None and verb is Verb.RESET and worker not in self._revived:
                 self._lose(worker, "reset")
                 return
-            self._mark_failed(worker.envs)
+            if self._recovery is None or verb is not None:
+                # Otherwise what is asked of it next starts it again.
+                self._mark_failed(worker.envs)
             if verb is not None:
                 del self._at_work[worker]
-                raise self._lost_error(worker, verb.name.lower())
+                error = self._lost_error(worker, verb.name.lower())
+                for failure in self._refused.pop(worker, ()):
+                    add_note(error, f"sub-env {failure.env_index} raised in {failure.call}: {failure.error!r}")
+                raise error
         elif isinstance(reply, Failure):
             # Started anew for this reset, and its constructor failed.
             self._crew.dismiss(worker)
@@ -361,12 +391,16 @@ class PartialVectorEnv(ContractVectorEnv):
                 groups.append((first, outcome.infos))
             if outcome.is_settled:
                 groups.append((first, self._info_rows[worker].columns()))
+            if self._recovery is not None:
+                groups += [(first, columns) for columns in self._recovery.take_infos_of(worker)]
             if verb is Verb.RESET and (mask := self._reset_payloads[worker].mask) is not None:
                 idle = first + np.flatnonzero(~np.array(mask))
                 rewards[idle], terminations[idle], truncations[idle] = 0.0, False, False
             first += len(worker.envs)
         infos = info_columns.merge(groups, count) if groups else {}
         infos["env_id"], infos["_env_id"] = indices, np.ones(count, np.bool_)
+        if self._recovery is not None:
+            self._recovery.keep(rows)
         self._may_give_up = False
         self._note_pending()
         return observations, rewards, terminations, truncations, infos
@@ -387,6 +421,7 @@ class PartialVectorEnv(ContractVectorEnv):
         """Nobody waits for what is at work any more: its replies are dropped as they come."""
         self._at_work.clear()
         self._arrived.clear()
+        self._refused.clear()
         self._may_give_up = False
         self._note_pending()
 
@@ -416,6 +451,14 @@ class PartialVectorEnv(ContractVectorEnv):
         self._at_work.clear()
         self._arrived.clear()
         return super()._free(timeout, forced)
+
+
+def _earlier(first: float | None, second: float | None) -> float | None:
+    return second if first is None or (second is not None and second < first) else first
+
+
+def _is_over(deadline: float | None) -> bool:
+    return deadline is not None and time.monotonic() >= deadline
 
 
 def _listed(indices: Indices) -> list[int]:

@@ -17,19 +17,18 @@ from __future__ import annotations
 
 import logging
 import time
-from collections.abc import Mapping, Sequence
-from typing import Any
+from collections.abc import Iterable, Mapping, Sequence
 
 import numpy as np
-import numpy.typing as npt
 from gymnasium.vector import AutoresetMode
 
 from rayvec import infos as info_columns
 from rayvec.batch import Batch
+from rayvec.columns import Rows
 from rayvec.crew import LOST, Crew
 from rayvec.failures import Failure, add_note
 from rayvec.local.memory import SharedBlock
-from rayvec.protocol import RestartPayload, Verb
+from rayvec.protocol import ResetPayload, RestartPayload, Verb
 from rayvec.restarts import Bound, FailurePolicy, Goal, RestartOrder, restart_seed
 from rayvec.sub_envs import Outcome
 from rayvec.worker import Reply, Worker
@@ -74,11 +73,12 @@ class Recovery:
         self._has_begun = np.zeros(batch.num_rows, np.bool_)
         self._seeds: list[int | None] = [None] * batch.num_rows
         self._since_seed = [0] * batch.num_rows
-        self._reset_rows: npt.NDArray[np.bool_] = self._has_begun
-        self._reset_options: dict[str, Any] | None = None
+        self._resets: dict[Worker, ResetPayload] = {}
+        """What each worker was told that has been asked for a reset."""
         self._groups: dict[Worker, list[info_columns.Columns]] = {}
         self._due: dict[Worker, float] = {}
-        """Until when workers that are being restarted have to answer; the others have the call's own deadline."""
+        """Until when workers have to answer that are being restarted or are at work for ``recv``; the others have the call's
+        own deadline."""
         self._refusal: str | None = None
 
     # what a call begins and ends with
@@ -86,21 +86,35 @@ class Recovery:
     def begin_call(self) -> None:
         """A call begins: what an earlier one that ended in an error has left is forgotten."""
         self._groups.clear()
+        self._resets.clear()
         self._refusal = None
-        if not self._crew.num_owed:
-            self._due.clear()
+        self._due = {worker: due for worker, due in self._due.items() if _is_restarting(worker)}
 
-    def begin_reset(self, seeds: Sequence[int | None], rows: npt.NDArray[np.bool_], options: dict[str, Any] | None) -> None:
-        """A reset of these rows has been asked for, with one entry in ``seeds`` for each sub-env."""
-        self._reset_rows, self._reset_options = rows, options
-        self._has_begun = self._has_begun | rows
-        for index in np.flatnonzero(rows).tolist():
-            if seeds[index] is not None:
-                self._seeds[index], self._since_seed[index] = seeds[index], 0
+    def begin_reset(self, payloads: Mapping[Worker, ResetPayload]) -> None:
+        """These workers have been asked for a reset."""
+        self._resets.update(payloads)
+        for worker, payload in payloads.items():
+            for place, index in enumerate(worker.envs):
+                if payload.mask is not None and not payload.mask[place]:
+                    continue
+                self._has_begun[index] = True
+                if payload.seeds[place] is not None:
+                    self._seeds[index], self._since_seed[index] = payload.seeds[place], 0
 
-    def keep(self) -> None:
-        """Keeps what is handed out now: a worker that dies may leave half a row behind."""
-        self._kept.take_over(self._batch)
+    def begin_work(self, workers: Iterable[Worker], verb: Verb) -> None:
+        """These workers are asked for what ``recv`` will hand out: the time of each begins now."""
+        for worker in workers:
+            self._groups.pop(worker, None)
+            if not worker.is_caller and not _is_restarting(worker):
+                self._set_due(worker, self._limits[_call_of(verb)])
+
+    def begin_recv(self) -> None:
+        """Forgets why something was refused in an earlier one."""
+        self._refusal = None
+
+    def keep(self, rows: Rows | None = None) -> None:
+        """Keeps what is handed out now, of these rows (None: all): a worker that dies may leave half a row behind."""
+        self._kept.take_over(self._batch, slice(0, self._batch.num_rows) if rows is None else rows)
 
     def seeds_of(self, indices: Sequence[int]) -> tuple[tuple[int | None, int], ...]:
         """The last seed of each of these sub-envs, and how often it was restarted since."""
@@ -119,6 +133,10 @@ class Recovery:
         self._groups.clear()
         return groups
 
+    def take_infos_of(self, worker: Worker) -> list[info_columns.Columns]:
+        """The same of one worker's sub-envs."""
+        return self._groups.pop(worker, [])
+
     def release(self) -> None:
         """Lets go of the batch, whose memory is given back."""
         self._batch = self._block = None  # type: ignore[assignment]
@@ -132,7 +150,7 @@ class Recovery:
             worker: whose it is.
             verb: what it answers.
             reply: what came, as :meth:`Crew.next_reply` gives it.
-            call: what is pending: ``"step"``, ``"reset"``, ``"call"``.
+            call: what is pending, of this worker at least: ``"step"``, ``"reset"``, ``"call"``.
 
         Returns:
             What has to be raised all the same when the call ends, as a rule nothing; None: this is no matter for a restart.
@@ -148,7 +166,10 @@ class Recovery:
         if reply is LOST:
             return self._replaced(worker, call, f"{worker.name()} has died in {call}")
         if isinstance(reply, Failure):
-            return self._replaced(worker, call, f"{reply.summary()}, for {worker.name()}")
+            handled = self._replaced(worker, call, f"{reply.summary()}, for {worker.name()}")
+            if self._refusal is not None:
+                add_note(reply.error, self._refusal)
+            return handled
         if not isinstance(reply, Outcome) or self._crew.owes(worker):
             return None
         if not reply.failures and verb is not Verb.RESTART:
@@ -172,7 +193,7 @@ class Recovery:
                 continue
             self._bound.add([index])
             reason = failure.summary()
-            orders.append(self._order(index, self._goal(index, call), reason, is_new=False))
+            orders.append(self._order(index, self._goal(worker, index, call), reason, is_new=False))
             logger.warning("sub-env %d is built anew after %s: %s\n%s", index, reason, self._counted([index]), failure.trace)
         if orders:
             self._ask(worker, orders, call)
@@ -193,7 +214,7 @@ class Recovery:
         self._bound.add(worker.envs)
         self._groups.pop(worker, None)
         logger.warning("sub-envs %s are built anew: %s: %s", list(worker.envs), reason, self._counted(worker.envs))
-        orders = [self._order(index, self._goal(index, call), reason, is_new=True) for index in worker.envs]
+        orders = [self._order(index, self._goal(worker, index, call), reason, is_new=True) for index in worker.envs]
         try:
             self._crew.start(worker)
             self._crew.attach(worker, self._batch, self._block)
@@ -205,13 +226,15 @@ class Recovery:
             raise
 
     def _ask(self, worker: Worker, orders: Sequence[RestartOrder], call: str) -> None:
-        options = self._reset_options if call == "reset" else None
+        reset = self._resets.get(worker) if call == "reset" else None
+        options = reset.options if reset is not None else None
         self._crew.ask([(worker, Verb.RESTART, RestartPayload(orders, options))])
         self._set_due(worker, self._limits["restart"])
 
-    def _goal(self, index: int, call: str) -> Goal:
+    def _goal(self, worker: Worker, index: int, call: str) -> Goal:
         """How a sub-env goes on that has failed in ``call``."""
-        if call == "reset" and self._reset_rows[index]:
+        reset = self._resets.get(worker) if call == "reset" else None
+        if reset is not None and (reset.mask is None or reset.mask[index - worker.envs.start]):
             return Goal.BEGIN
         has_ended = self._kept.terminations[index] or self._kept.truncations[index]
         has_ended = has_ended and self._mode is not AutoresetMode.SAME_STEP
@@ -234,18 +257,19 @@ class Recovery:
 
     # workers that were found dead, or are late
 
-    def replace_lost(self, is_bounded: bool) -> bool:
+    def replace_lost(self, is_bounded: bool, among: Iterable[Worker] | None = None) -> bool:
         """Starts workers anew that have died before this call; their sub-envs do what the call asks behind that.
 
         Args:
             is_bounded: whether it may be refused.
+            among: which workers the call is for; None: all.
 
         Returns:
             False where it was refused.
         """
         if not self._crew.has_lost:
             return True
-        for worker in [worker for worker in self._crew.workers if worker.lost]:
+        for worker in [worker for worker in (self._crew.workers if among is None else among) if worker.lost]:
             if is_bounded:
                 self._refusal = self._refused(worker)
                 if self._refusal is not None:
@@ -262,36 +286,58 @@ class Recovery:
         first = min(dues, default=float("inf"))
         return None if first == float("inf") else first
 
+    def next_due(self, at_work: Iterable[Worker]) -> float | None:
+        """When the time of the first of these workers is over."""
+        first = min((self._due[worker] for worker in at_work if worker in self._due), default=float("inf"))
+        return None if first == float("inf") else first
+
     def replace_late(self, call: str, deadline: float | None) -> bool:
         """Time is out for some worker: kills those for which it is, and starts them anew; False where that is refused."""
         if call == "call":
             return False
-        now, limit = time.monotonic(), self._limits[call]
-        late: list[Worker] = []
-        for worker in self._crew.workers:
-            if worker.is_caller or not self._crew.owes(worker):
-                continue
-            turn = self._crew.turn_of(worker)
-            if worker not in self._due and turn is not None and limit is not None:
-                self._due[worker] = turn + limit
-            due = self._due.get(worker, deadline)
-            if due is None or due > now:
-                continue
-            if worker.owed:
-                late.append(worker)
-            else:
-                # It waits for its turn.
-                self._set_due(worker, limit)
+        return self._replace_late(dict.fromkeys(self._crew.workers, call), deadline)
+
+    def replace_late_at_work(self, at_work: Mapping[Worker, Verb]) -> bool:
+        """The same for workers that are at work for ``recv``, each of which has its own time."""
+        return self._replace_late({worker: _call_of(verb) for worker, verb in at_work.items()}, None)
+
+    def _replace_late(self, calls: Mapping[Worker, str], deadline: float | None) -> bool:
+        now = time.monotonic()
+        late = [worker for worker, call in calls.items() if self._is_late(worker, call, deadline, now)]
+        is_refused = False
         for worker in late:
-            self._refusal = self._refused(worker)
-            if self._refusal is not None:
-                return False
-        for worker in late:
-            is_restarting = Verb.START in worker.owed or Verb.RESTART in worker.owed
-            bound = "start_timeout and reset_timeout together" if is_restarting else f"{call}_timeout"
-            seconds = self._limits["restart"] if is_restarting else limit
+            call = calls[worker]
+            seconds = self._limit(worker, call)
+            refusal = self._refused(worker)
+            if refusal is not None:
+                # It stays at work, and is looked at again when that time has passed once more.
+                self._refusal, is_refused = refusal, True
+                self._set_due(worker, seconds)
+                continue
+            bound = "start_timeout and reset_timeout together" if _is_restarting(worker) else f"{call}_timeout"
             self._replace(worker, call, f"{worker.name()} took longer than {bound}, {seconds:g} s, in {call}")
+        return not is_refused
+
+    def _is_late(self, worker: Worker, call: str, deadline: float | None, now: float) -> bool:
+        """Whether the time of a worker is over; notes until when it has time where it had to wait for its turn."""
+        if worker.is_caller or not self._crew.owes(worker):
+            return False
+        due = self._due.get(worker, deadline)
+        if due is None or due > now:
+            return False
+        limit = self._limit(worker, call)
+        if not worker.owed:
+            # It waits for its turn.
+            self._set_due(worker, limit)
+            return False
+        turn = self._crew.turn_of(worker)
+        if turn is not None and limit is not None and turn + limit > now:
+            self._due[worker] = turn + limit
+            return False
         return True
+
+    def _limit(self, worker: Worker, call: str) -> float | None:
+        return self._limits["restart" if _is_restarting(worker) else call]
 
     def _set_due(self, worker: Worker, seconds: float | None) -> None:
         self._due[worker] = float("inf") if seconds is None else time.monotonic() + seconds
@@ -300,3 +346,11 @@ class Recovery:
         """Notes on ``error`` why what it tells of was not restarted, if it was that."""
         if self._refusal is not None:
             add_note(error, self._refusal)
+
+
+def _is_restarting(worker: Worker) -> bool:
+    return Verb.START in worker.owed or Verb.RESTART in worker.owed
+
+
+def _call_of(verb: Verb) -> str:
+    return verb.name.lower()

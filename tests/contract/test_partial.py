@@ -10,71 +10,20 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
-import numpy.typing as npt
 import pytest
 from engines import ENGINES, ONE_EACH, Engine, each, named
 from gymnasium.error import AlreadyPendingCallError, ClosedEnvironmentError, NoAsyncCallError, ResetNeeded
 from gymnasium.vector import AutoresetMode
 from gymnasium.vector.utils import batch_space
-from partial_loop import PartialLoop
+from partial_loop import LAST, NUM_ENVS, PartialLoop, batch_size_of, counting, go_on, share_of, with_last, zeros
 
 import rayvec
 from rayvec import CallTimeoutError, WorkerLostError
-from rayvec.testing import EXAMPLE_SPACES, CountingEnv, DyingEnv, EchoEnv, GateEnv, PlainLoop, RaisingEnv, assert_same
+from rayvec.testing import EXAMPLE_SPACES, DyingEnv, EchoEnv, GateEnv, PlainLoop, RaisingEnv, assert_same
 
-NUM_ENVS = 6
-LAST = NUM_ENVS - 1
 MODES = list(AutoresetMode)
 ALONE = named("async", "async-pipe", "async-caller-each", "async-concurrency", "ray-shared-memory", "ray-object-store")
 """Those whose last sub-env has a worker of its own, or shares it with two others."""
-
-
-def counting(**kwargs: Any) -> list[Any]:
-    """Counting envs whose episodes differ in length."""
-    return [
-        partial(CountingEnv, index=index, episode_length=3 + index % 3, infos="alternating", **kwargs)
-        for index in range(NUM_ENVS)
-    ]
-
-
-def with_last(env_fn: Callable[..., Any], **kwargs: Any) -> list[Any]:
-    """The same, the last of another kind."""
-    return [*counting()[:LAST], partial(env_fn, index=LAST, episode_length=5, infos="alternating", **kwargs)]
-
-
-def batch_size_of(engine: Engine) -> int:
-    """Some sub-envs, if those of one worker can come without the others."""
-    return max(2, len(engine.shares(NUM_ENVS)[0])) if engine.base is not rayvec.SyncVectorEnv else 2
-
-
-def zeros(count: int) -> npt.NDArray[np.int64]:
-    """Actions."""
-    return np.zeros(count, np.int64)
-
-
-def share_of(engine: Engine, index: int) -> list[int]:
-    """The sub-envs that come together with that one."""
-    return [index] if engine.base is rayvec.SyncVectorEnv else engine.together_with(index, NUM_ENVS)
-
-
-def go_on(envs: Any, loop: PartialLoop, ids: list[int], engine: Engine) -> None:
-    """Sends those that came, those at the end of their episode to a reset if nobody else does that."""
-    over = [index for index in ids if loop._is_over(index)]
-    if not over:
-        ids = ids[::-1]
-        actions = np.arange(len(ids)) % 2
-        envs.send(actions, ids)
-        loop.send(actions, ids)
-        return
-    workers = {index: tuple(share_of(engine, index)) for index in ids}
-    idle = [index for index in ids if index not in over and any(workers[other] == workers[index] for other in over)]
-    mask = np.isin(np.arange(NUM_ENVS), over)
-    envs.async_reset(seed=70, options={"reset_mask": mask})
-    loop.async_reset(range(70, 70 + NUM_ENVS), over, idle)
-    rest = [index for index in ids if index not in over + idle]
-    if rest:
-        envs.send(zeros(len(rest)), np.array(rest))
-        loop.send(zeros(len(rest)), rest)
 
 
 @each(ENGINES)
