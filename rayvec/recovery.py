@@ -122,7 +122,6 @@ class Recovery:
 
     def go_on_from(self, indices: Sequence[int], seeds: Sequence[tuple[int | None, int]] | None) -> None:
         """These sub-envs are where a snapshot has them, with what :meth:`seeds_of` gave then; None: nobody knows."""
-        self._has_begun = self._has_begun.copy()
         for index, (seed, count) in zip(indices, seeds or [(None, 0)] * len(indices), strict=True):
             self._seeds[index], self._since_seed[index], self._has_begun[index] = seed, count, True
         self.keep()

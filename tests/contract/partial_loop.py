@@ -19,6 +19,7 @@ __all__ = ["LAST", "NUM_ENVS", "PartialLoop", "batch_size_of", "counting", "go_o
 
 NUM_ENVS = 6
 LAST = NUM_ENVS - 1
+INFOS: list[Any] = ["alternating", "numbers"]
 
 
 class _Asked(NamedTuple):
@@ -120,16 +121,16 @@ class PartialLoop(RestartedLoop):
 
 
 def counting(**kwargs: Any) -> list[Any]:
-    """Counting envs whose episodes differ in length."""
+    """Counting envs whose episodes differ in length, and infos in kind."""
     return [
-        partial(CountingEnv, index=index, episode_length=3 + index % 3, infos="alternating", **kwargs)
+        partial(CountingEnv, index=index, episode_length=3 + index % 3, infos=INFOS[index % 2], **kwargs)
         for index in range(NUM_ENVS)
     ]
 
 
 def with_last(env_fn: Callable[..., Any], **kwargs: Any) -> list[Any]:
     """The same, the last of another kind."""
-    return [*counting()[:LAST], partial(env_fn, index=LAST, episode_length=5, infos="alternating", **kwargs)]
+    return [*counting()[:LAST], partial(env_fn, index=LAST, episode_length=5, infos=INFOS[LAST % 2], **kwargs)]
 
 
 def batch_size_of(engine: Engine) -> int:

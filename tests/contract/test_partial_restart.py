@@ -171,7 +171,7 @@ def test_waiting_for_a_turn_is_not_taking_long() -> None:
     """With ``max_concurrency`` the time of a worker begins with its turn; one that is stuck loses just its own."""
     engine = named("async")[0]
     env_fns: list[Any] = [partial(SlowEnv, 0.25, **env_fn.keywords) for env_fn in counting()[:LAST]]
-    env_fns.append(partial(StubbornEnv, at=2, index=LAST, episode_length=5, infos="alternating"))
+    env_fns.append(partial(StubbornEnv, at=2, index=LAST, episode_length=5, infos="numbers"))
     with closing(Follower(engine, env_fns, max_concurrency=1, step_timeout=0.6, batch_size=NUM_ENVS)) as both:
         both.begin()
         found = []

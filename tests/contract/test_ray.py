@@ -21,6 +21,7 @@ import pytest
 from clusters import add_node, living_actors
 from engines import Engine, each, named
 from gymnasium import spaces
+from partial_loop import PartialLoop
 from scripts import run_script, running_script
 from world import is_running, notes_of, wait_until, wait_until_gone, within
 
@@ -224,6 +225,37 @@ def test_a_node_is_removed() -> None:
         with add_node(spare) as other:
             assert_right(envs, seed=2)
             assert [actor.node_id for actor in envs.actors] == [other.id] * 2
+            envs.close()
+
+
+@pytest.mark.parametrize("way", ["step", "recv"])
+def test_sub_envs_of_a_removed_node_move(way: str) -> None:
+    """Under ``on_failure="restart"`` they go on elsewhere from the end of their episodes; others do not notice."""
+    spare = {"spare": 0.1}
+    moved: list[int] = []
+    with closing(PartialLoop(FNS)) as loop, add_node(spare) as stays, add_node(spare) as node:
+        envs: Any = RayVectorEnv(FNS, num_actors=2, resources=spare, on_failure="restart")
+        with closing(envs), add_node(spare) as other:
+            places = [actor.node_id for actor in envs.actors]
+            assert sorted(places) == sorted([stays.id, node.id])
+            share = [[0, 1], [2, 3]][places.index(node.id)]
+            assert_same(loop.follow_reset({}, [0] * 4, seed=7), envs.reset(seed=7), "reset")
+            for turn in range(8):
+                if turn == 3:
+                    node.remove()
+                if way == "step":
+                    result = envs.step(ACTIONS)
+                    due = loop.follow_step(list(ACTIONS), result[-1], envs.num_restarts)
+                    assert_same(due, result, f"step {turn}")
+                else:
+                    envs.send(ACTIONS, range(4))
+                    loop.send(ACTIONS, range(4))
+                    result = envs.recv()
+                    loop.check(result, envs.num_restarts)
+                moved += np.flatnonzero(result[-1].get("restarted", ())).tolist()
+                assert result[3].tolist() == [turn == 3 and index in share for index in range(4)]
+            assert moved == share
+            assert [actor.node_id for actor in envs.actors] == [other.id if place == node.id else place for place in places]
             envs.close()
 
 
