@@ -272,6 +272,8 @@ def test_raises_when_too_many_workers_died(engine: Engine, env_fn: Any, error: t
         if error is CallTimeoutError:
             with pytest.raises(CallTimeoutError, match=f"{LAST}"):
                 envs.recv()
+            # What is stuck does not close.
+            envs.close(timeout=0.1)
             return
         both.collect()
         envs.async_reset(seed=40, options={"reset_mask": np.isin(np.arange(NUM_ENVS), share)})

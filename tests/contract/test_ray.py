@@ -231,7 +231,7 @@ def test_a_node_is_removed() -> None:
 @pytest.mark.parametrize("way", ["step", "recv"])
 def test_sub_envs_of_a_removed_node_move(way: str) -> None:
     """Under ``on_failure="restart"`` they go on elsewhere from the end of their episodes; others do not notice."""
-    spare = {"spare": 0.1}
+    spare = {"spare": 1.0}
     moved: list[int] = []
     with closing(PartialLoop(FNS)) as loop, add_node(spare) as stays, add_node(spare) as node:
         envs: Any = RayVectorEnv(FNS, num_actors=2, resources=spare, on_failure="restart")
