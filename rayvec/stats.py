@@ -2,14 +2,16 @@
 
 ::
 
-    worker   │ waits for the caller │   step   │ waits for the caller │ step │      a clock reading at each │
+    worker   │ waits for the caller │   step   │ waits for the caller │ step │      a clock reading at some │
              └──────────────────────┴──────────┴──────────────────────┴──────┘
              └───────────────────────── elapsed ─────────────────────────────┘
 
 A :class:`Tally` adds up over a row of ``Batch.tallies`` for each sub-env; a row travels like any other, so nothing has to
-be asked for. What concerns a worker as a whole stands in the row of its first sub-env. A step costs two clock readings and
-a few stores a worker. Where several sub-envs share a worker, the time of each of them is taken at one step in
-:data:`SAMPLED_EVERY` only.
+be asked for. What concerns a worker as a whole stands in the row of its first sub-env.
+
+Every step is counted. Where its sub-envs take so long that reading a clock is nothing to them, every step is timed too, and
+each sub-env within it; where they are quicker than :data:`QUICK_SECONDS`, one step in :data:`TIMED_EVERY`, which then
+stands for all that were not timed since the last one.
 
 Assumptions: a row has one writer at a time, its worker, and the caller reads single numbers, which are never torn. The
 tally of a worker that is started again goes on from where the last one was.
@@ -24,73 +26,79 @@ from typing import Any, NamedTuple
 import numpy as np
 import numpy.typing as npt
 
-__all__ = ["NUM_SLOTS", "SAMPLED_EVERY", "EnvStats", "Stats", "Tally", "WorkerStats", "read_stats"]
+__all__ = ["NUM_SLOTS", "QUICK_SECONDS", "TIMED_EVERY", "EnvStats", "Stats", "Tally", "WorkerStats", "read_stats"]
 
-SAMPLED_EVERY = 8
-"""One step in so many is timed for each sub-env, where several share a worker."""
+QUICK_SECONDS = 20e-6
+"""Sub-envs whose steps take less on average are not timed at each step."""
+TIMED_EVERY = 61
+"""One step of theirs in so many is: a number that shares no factor with the lengths that things in envs tend to have."""
 
 NUM_SLOTS = 16
 """Numbers in a row: two cache lines, so that workers do not write into each other's."""
 # Of a worker, in the row of its first sub-env:
-_STEPS, _STEP_SECONDS, _WORST_STEP, _RESET_SECONDS, _ELAPSED = range(5)
+_STEPS, _STEPS_TIMED, _STEP_SECONDS, _WORST_STEP, _RESET_SECONDS, _ELAPSED = range(6)
 # Of a sub-env:
-_RESETS, _RESETS_IN_STEP, _RESTARTS, _SAMPLES, _SAMPLED_SECONDS, _WORST_SAMPLE = range(5, 11)
+_RESETS, _RESETS_IN_STEP, _RESTARTS, _STEP_SECONDS_OF_ONE, _WORST_STEP_OF_ONE = range(6, 11)
 
 _STANDS_OUT = 1.2
 """A worker holds the others back if its steps take so many times what the median worker's take."""
 
 
 class Tally:
-    """Counts for a run of sub-envs that one worker steps.
+    """Counts for a run of sub-envs that one worker steps, and says which steps are to be timed.
 
     Args:
         rows: of ``Batch.tallies``, float64 ``(number of sub-envs, NUM_SLOTS)``.
 
     Attributes:
-        samples: the next step is one at which each sub-env is timed by itself.
+        shares: several sub-envs share the worker, so that each of them is timed in a step that is.
+        steps: how many steps of all sub-envs were begun; who makes one adds it, here and in ``told``.
+        told: the numbers of the worker, of which the first says how many steps.
+        due: the step that is timed next, unless it was passed already.
     """
 
     def __init__(self, rows: npt.NDArray[np.float64]) -> None:
         self._rows = rows
-        # Plain numbers are quicker to count with than those of an array, and a memoryview to store into.
-        self._own: Any = memoryview(rows[0])
-        self._shares = len(rows) > 1
-        self._steps = int(rows[0, _STEPS])
-        self._seconds, self._worst, self._elapsed = (float(rows[0, slot]) for slot in (_STEP_SECONDS, _WORST_STEP, _ELAPSED))
+        # Plain floats are quicker to count with than anything else that goes into the rows, and a memoryview to store into.
+        self._views: list[Any] = [memoryview(row) for row in rows]
+        self.told = self._views[0]
+        self.shares = len(rows) > 1
+        self.steps = self._timed = float(rows[0, _STEPS])
+        self.due = self.steps + 1.0
+        self._quick = len(rows) * QUICK_SECONDS
+        self._elapsed = float(rows[0, _ELAPSED])
         self._last = 0.0
-        self.samples = self._shares
         if self._elapsed:
             rows[:, _RESTARTS] += 1
 
     def end_step(self, began: float, ended: float) -> None:
-        """A step of all sub-envs was made between these times of ``time.perf_counter``."""
+        """The step that was counted last was made between these times of ``time.perf_counter``."""
         taken = ended - began
-        own = self._own
-        self._steps += 1
-        self._seconds += taken
+        own = self.told
+        num_steps = self.steps - self._timed
+        own[_STEP_SECONDS] += taken * num_steps
+        own[_STEPS_TIMED] += num_steps
+        self._timed = self.steps
         self._elapsed += ended - (self._last or began)
         self._last = ended
-        own[_STEPS] = self._steps
-        own[_STEP_SECONDS] = self._seconds
         own[_ELAPSED] = self._elapsed
-        if taken > self._worst:
-            own[_WORST_STEP] = self._worst = taken
-        self.samples = self._shares and not self._steps % SAMPLED_EVERY
+        if taken > own[_WORST_STEP]:
+            own[_WORST_STEP] = taken
+        self.due = self._timed + (TIMED_EVERY if taken < self._quick else 1.0)
 
     def end_reset(self, began: float, ended: float) -> None:
         """Some sub-envs were reset on request between these times."""
         self._elapsed += ended - (self._last or began)
         self._last = ended
-        self._own[_RESET_SECONDS] += ended - began
-        self._own[_ELAPSED] = self._elapsed
+        self.told[_RESET_SECONDS] += ended - began
+        self.told[_ELAPSED] = self._elapsed
 
-    def sample(self, index: int, seconds: float) -> None:
-        """The step of one sub-env took so long."""
-        row = self._rows[index]
-        row[_SAMPLES] += 1
-        row[_SAMPLED_SECONDS] += seconds
-        if seconds > row[_WORST_SAMPLE]:
-            row[_WORST_SAMPLE] = seconds
+    def time_one(self, index: int, seconds: float) -> None:
+        """The step of one sub-env, of the step that was counted last, took so long."""
+        own = self._views[index]
+        own[_STEP_SECONDS_OF_ONE] += seconds * (self.steps - self._timed)
+        if seconds > own[_WORST_STEP_OF_ONE]:
+            own[_WORST_STEP_OF_ONE] = seconds
 
     def count_reset(self, index: int, in_step: bool = False) -> None:
         """A sub-env was reset; ``in_step``: instead of being stepped."""
@@ -110,8 +118,8 @@ class EnvStats(NamedTuple):
         steps: steps, those that were a reset under ``AutoresetMode.NEXT_STEP`` aside.
         resets: resets, whoever asked for them.
         restarts: times that it was built anew.
-        mean_step_seconds: what a step takes on average, in seconds; 0.0 before the first one. With several sub-envs in a
-            worker, one step in :data:`SAMPLED_EVERY` counts.
+        mean_step_seconds: what a step takes on average, in seconds; 0.0 before the first one. Of quick sub-envs one step in
+            :data:`TIMED_EVERY` counts.
         worst_step_seconds: what the longest one of these took.
         waiting_share: the share of time, from 0 to 1, that its worker has waited for the caller, between its first request
             and its last reply.
@@ -205,14 +213,14 @@ def read_stats(tallies: npt.NDArray[np.float64], workers: Sequence[tuple[range, 
     for envs, name in workers:
         own = tallies[envs.start]
         steps = int(own[_STEPS])
-        mean, worst = _mean(own[_STEP_SECONDS], own[_STEPS]), float(own[_WORST_STEP])
+        mean, worst = _mean(own[_STEP_SECONDS], own[_STEPS_TIMED]), float(own[_WORST_STEP])
         busy = own[_STEP_SECONDS] + own[_RESET_SECONDS]
         waiting = max(0.0, 1.0 - float(busy / own[_ELAPSED])) if own[_ELAPSED] else 0.0
         rows = tallies[envs.start : envs.stop]
         for row in rows:
             times = (mean, worst)
             if len(envs) > 1:
-                times = (_mean(row[_SAMPLED_SECONDS], row[_SAMPLES]), float(row[_WORST_SAMPLE]))
+                times = (_mean(row[_STEP_SECONDS_OF_ONE], own[_STEPS_TIMED]), float(row[_WORST_STEP_OF_ONE]))
             counts = (steps - int(row[_RESETS_IN_STEP]), int(row[_RESETS]), int(row[_RESTARTS]))
             sub_envs.append(EnvStats(*counts, *times, waiting))
         resets, restarts = int(rows[:, _RESETS].sum()), int(rows[:, _RESTARTS].max())

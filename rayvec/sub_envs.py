@@ -177,12 +177,13 @@ class SubEnvs:
         Args:
             actions: one for each; None: they lie in the batch's rows.
         """
-        began = perf_counter()
-        outcome = self._step(actions, began)
-        self._tally.end_step(began, perf_counter())
-        return outcome
-
-    def _step(self, actions: Sequence[Any] | None, began: float) -> Outcome:
+        tally = self._tally
+        tally.told[0] = tally.steps = steps = tally.steps + 1.0
+        began = since = 0.0
+        times_each = False
+        if steps >= tally.due:
+            began = since = perf_counter()
+            times_each = tally.shares
         if actions is None:
             actions = self._batch.action_rows(self._rows.start, self._rows.stop)
         if self._has_flags:
@@ -193,7 +194,6 @@ class SubEnvs:
             settled.clear()
         infos: list[tuple[int, Mapping[Any, Any]]] = []
         failures: list[Failure] = []
-        samples = self._tally.samples
         index = -1
         for env, view, action in zip(self.envs, views, actions, strict=True):
             index += 1
@@ -202,7 +202,7 @@ class SubEnvs:
                     ended[index] = False
                     rewards[index] = 0.0
                     info = self._reset_env(index) if index not in self._orders else self._go_on(index)
-                    self._tally.count_reset(index, in_step=True)
+                    tally.count_reset(index, in_step=True)
                 else:
                     observation, reward, terminated, truncated, info = env.step(action)  # type: ignore[union-attr]
                     if type(observation) is _ARRAY and observation.dtype is dtype and observation.shape == shape:
@@ -225,12 +225,21 @@ class SubEnvs:
                 failures.append(self._fail(index, "step", error))
                 if self._is_stopped_by(error):
                     break
-            if samples:
-                ended_at = perf_counter()
-                self._tally.sample(index, ended_at - began)
-                began = ended_at
+            if times_each:
+                now = perf_counter()
+                tally.time_one(index, now - since)
+                since = now
         if not infos and not failures and (not num_settled or self._has_told):
-            return SETTLED if num_settled else NOTHING
+            outcome = SETTLED if num_settled else NOTHING
+        else:
+            outcome = self._told(infos, failures, num_settled)
+        if began:
+            tally.end_step(began, perf_counter())
+        return outcome
+
+    def _told(self, infos: list[tuple[int, Mapping[Any, Any]]], failures: list[Failure], num_settled: int) -> Outcome:
+        """The outcome of a step that has more to tell than the rows of the batch."""
+        settled = self._settled
         if failures and settled is not None:
             # Whoever deals with these need not know of settled infos.
             infos = sorted([*infos, *settled.read()], key=itemgetter(0))

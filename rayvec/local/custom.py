@@ -229,6 +229,8 @@ class CustomWorker(ChildWorker):
             self._tally.end_reset(self._asked_at, perf_counter())
             self._tally.count_reset(0)
         else:
+            self._tally.steps += 1.0
+            self._tally.told[0] = self._tally.steps
             self._tally.end_step(self._asked_at, perf_counter())
         batch, index = self._batch, self._index
         reward, terminated, truncated = (0.0, False, False) if verb is Verb.RESET else result[1:4]

@@ -77,9 +77,12 @@ class Follower:
         go_on(self.envs, self.loop, ids, self.engine)
         return restarted
 
-    def go_on_for(self, turns: int) -> list[int]:
-        """So many turns, or until some were restarted in one, which it returns."""
-        return next((found for _ in range(turns) if (found := self.turn())), [])
+    def go_on(self) -> list[int]:
+        """Turns until some were restarted in one, which it returns; the others do not wait while a new worker starts."""
+        deadline = time.monotonic() + 60
+        while not (found := self.turn()):
+            assert time.monotonic() < deadline
+        return found
 
     def collect(self) -> list[int]:
         """Receives all that are at work; returns which were restarted."""
@@ -105,7 +108,7 @@ def test_raising(engine: Engine, mode: AutoresetMode) -> None:
     """The sub-env that raised is restarted alone, again and again; all batches are right, and so is the step behind them."""
     with closing(Follower(engine, with_last(RaisingEnv, at=3, error=KeyError("oh")), mode)) as both:
         both.begin()
-        found = [index for _ in range(3) for index in both.go_on_for(300)] + both.collect()
+        found = [index for _ in range(3) for index in both.go_on()] + both.collect()
         assert set(found) == {LAST}
         assert len(found) == both.envs.num_restarts.sum() >= 3
         both.check_counts()
@@ -120,7 +123,7 @@ def test_dying(engine: Engine, mode: AutoresetMode) -> None:
     share = share_of(engine, LAST)
     with closing(Follower(engine, with_last(DyingEnv, at=5), mode)) as both:
         both.begin()
-        assert both.go_on_for(300) == share
+        assert both.go_on() == share
         for _ in range(10):
             both.turn()
         both.collect()
@@ -241,7 +244,7 @@ def test_raises_when_there_were_too_many(engine: Engine) -> None:
         envs = both.envs
         both.begin()
         with pytest.raises(KeyError, match="oh") as caught:
-            [both.go_on_for(300) for _ in range(3)]
+            [both.go_on() for _ in range(3)]
         assert f"sub-env {LAST} was restarted 2 times within restart_window=60 s" in notes_of(caught.value)
         with pytest.raises(ResetNeeded, match=str(LAST)):
             envs.send(zeros(len(share)), share)

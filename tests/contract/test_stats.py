@@ -10,7 +10,7 @@ import numpy as np
 import pytest
 from engines import ONE_EACH, Engine, each
 
-from rayvec.stats import NUM_SLOTS, Tally, read_stats
+from rayvec.stats import NUM_SLOTS, QUICK_SECONDS, TIMED_EVERY, Tally, read_stats
 from rayvec.testing import CountingEnv, SlowEnv
 
 NUM_ENVS = 4
@@ -62,16 +62,47 @@ def test_the_one_that_holds_the_rest_back(engine: Engine) -> None:
         assert "no worker" not in str(stats)
 
 
+def step(tally: Tally, began: float, ended: float) -> None:
+    """A step of which sub-env 1 takes a quarter of a second."""
+    count(tally)
+    assert tally.steps >= tally.due
+    tally.time_one(1, 0.25)
+    tally.end_step(began, ended)
+
+
+def count(tally: Tally) -> None:
+    """A step."""
+    tally.told[0] = tally.steps = tally.steps + 1.0
+
+
+def test_of_quick_steps_one_stands_for_many() -> None:
+    """All are counted; one in so many is timed while they are quick, all from the first slow one on."""
+    rows = np.zeros((1, NUM_SLOTS))
+    tally = Tally(rows)
+    count(tally)
+    tally.end_step(10.0, 10.0 + QUICK_SECONDS / 2)
+    for number in range(TIMED_EVERY):
+        assert tally.steps + 1 < tally.due or number == TIMED_EVERY - 1
+        count(tally)
+    assert tally.steps == tally.due
+    tally.end_step(20.0, 20.5)
+    count(tally)
+    assert tally.steps == tally.due
+    worker = read_stats(rows, [(range(1), "someone")]).workers[0]
+    assert worker.steps == TIMED_EVERY + 2
+    assert worker.mean_step_seconds == pytest.approx(0.5 * TIMED_EVERY / (TIMED_EVERY + 1), rel=1e-4)
+    assert worker.worst_step_seconds == 0.5
+
+
 def test_times_add_up() -> None:
     """Known times give known numbers, also where a worker that was started again goes on with a tally."""
     rows = np.zeros((2, NUM_SLOTS))
     tally = Tally(rows)
     tally.end_reset(10.0, 11.0)
-    tally.end_step(12.0, 12.5)
-    tally.end_step(13.0, 14.5)
-    tally.sample(1, 0.25)
+    step(tally, 12.0, 12.5)
+    step(tally, 13.0, 14.5)
     again = Tally(rows)
-    again.end_step(1.0, 2.0)
+    step(again, 1.0, 2.0)
     stats = read_stats(rows, [(range(2), "someone")])
     worker = stats.workers[0]
     assert (worker.steps, worker.mean_step_seconds, worker.worst_step_seconds, worker.restarts) == (3, 1.0, 1.5, 1)

@@ -112,7 +112,7 @@ def test_the_tree_of_errors_tells_the_bases() -> None:
     """What the docstring says in parentheses is so: ``except`` clauses written for Gymnasium's engines go on working."""
     assert errors.__doc__ is not None
     told = {line.split("── ")[1] for line in errors.__doc__.splitlines() if "Error " in line and "also" in line}
-    assert len(told) == 7
+    assert len(told) == 8
     for line in told:
         name, also = line.split("(also ")
         for base in also.split(")")[0].split(","):
