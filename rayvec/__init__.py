@@ -16,6 +16,7 @@ from rayvec.errors import (
     TransportError,
     WorkerLostError,
 )
+from rayvec.images import tile_images
 from rayvec.local.async_vector_env import AsyncVectorEnv
 from rayvec.local.sync_vector_env import SyncVectorEnv
 from rayvec.registration import make_vec, register
@@ -42,6 +43,7 @@ __all__ = [
     "WorkerLostError",
     "make_vec",
     "register",
+    "tile_images",
     "tune",
 ]
 

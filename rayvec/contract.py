@@ -156,6 +156,7 @@ class ContractVectorEnv(VectorEnv[Any, Any, Any]):
         self.num_envs = workers[-1].envs.stop
         self._timeouts = timeouts
         self._call = PendingCall(type(self).__name__)
+        self._called: Sequence[int] | None = None
         self._needs_reset = np.zeros(self.num_envs, np.bool_)
         self._has_failed = False
         self._replies: dict[Worker, Reply] = {}
@@ -516,11 +517,9 @@ class ContractVectorEnv(VectorEnv[Any, Any, Any]):
         self._check_all_alive("call")
         payload = CallPayload(name, args, kwargs, list(indices))
         asked = [worker for worker in self._workers if any(index in worker.envs for index in indices)]
-        with self._beginning("call"):
+        with self._beginning("call", payload.indices):
             self._crew.ask((worker, Verb.CALL, payload) for worker in asked)
-        envs = [index for worker in asked for index in worker.envs]
-        results = dict(zip(envs, self._finish_call(), strict=True))
-        return [results[index] for index in indices]
+        return list(self._finish_call())
 
     def _finish_call(self, timeout: float | None = None) -> tuple[Any, ...]:
         self._collect("call", self._deadline(timeout, self._timeouts.call))
@@ -530,7 +529,11 @@ class ContractVectorEnv(VectorEnv[Any, Any, Any]):
         self._take_failures()
         raise_failures(failures)
         # The first field of either kind of outcome: results, or infos, of which setting a state gives none.
-        return tuple(result for outcome in outcomes for result in outcome[0])
+        if self._called is None:
+            return tuple(result for outcome in outcomes for result in outcome[0])
+        answers = zip(self._workers, outcomes, strict=True)
+        results = {index: result for worker, outcome in answers for index, result in zip(worker.envs, outcome[0], strict=False)}
+        return tuple(results[index] for index in self._called)
 
     def get_attr(self, name: str) -> tuple[Any, ...]:
         """The attribute ``name`` of every sub-env (as :meth:`call` does, a method is called)."""
@@ -563,9 +566,27 @@ class ContractVectorEnv(VectorEnv[Any, Any, Any]):
             )
         self._finish_call()
 
-    def render(self) -> tuple[Any, ...]:
-        """What ``render()`` of every sub-env gives."""
-        return self.call("render")
+    def render(self, env_ids: Sequence[int] | None = None) -> tuple[Any, ...]:
+        """What ``render()`` of every sub-env gives, or of those that are selected.
+
+        Args:
+            env_ids: the sub-envs to render, different ones, in this order; None: all. No others draw or send anything.
+
+        Returns:
+            One result for each of them: frames, with ``render_mode="rgb_array"``. :func:`rayvec.tile_images` makes one picture
+            of them.
+
+        Raises:
+            TypeError, ValueError: ``env_ids`` are no indices of sub-envs.
+            AlreadyPendingCallError, ClosedEnvironmentError: not now.
+            WorkerLostError: a worker has died; ``reset()`` starts it again.
+            CallTimeoutError: out of ``call_timeout``; ``call_wait`` gives the result.
+            Exception: what a sub-env raised; the vector env is as usable as before.
+        """
+        self._call.check_idle("render")
+        if env_ids is None:
+            return self.call("render")
+        return tuple(self._call_at(check_env_ids(env_ids, self.num_envs), "render"))
 
     @property  # type: ignore[misc]
     def np_random(self) -> tuple[np.random.Generator, ...]:  # type: ignore[override]
@@ -611,7 +632,7 @@ class ContractVectorEnv(VectorEnv[Any, Any, Any]):
             Exception: what a sub-env raised; the vector env is as usable as before.
         """
         self._call.check_idle("get_state")
-        chosen = check_env_ids(env_ids, self.num_envs)
+        chosen = sorted(check_env_ids(env_ids, self.num_envs))
         self._note_torn()
         self._check_all_alive("get_state")
         mask = np.zeros(self.num_envs, np.bool_)
@@ -846,9 +867,10 @@ class ContractVectorEnv(VectorEnv[Any, Any, Any]):
         self._crew.ask([(worker, Verb.RESET, self._reset_payloads[worker])])
 
     @contextlib.contextmanager
-    def _beginning(self, call: str) -> Iterator[None]:
-        """The call is pending from the first request on, and is not if they could not all be sent."""
+    def _beginning(self, call: str, indices: Sequence[int] | None = None) -> Iterator[None]:
+        """The call (of the sub-envs ``indices``) is pending from the first request on, and is not if one could not be sent."""
         self._call.begin(call)
+        self._called = indices
         try:
             yield
         except BaseException:

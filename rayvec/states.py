@@ -98,7 +98,7 @@ def layout_of(batch: Batch) -> tuple[Any, ...]:
 
 
 def check_env_ids(env_ids: Any, num_envs: int) -> list[int]:
-    """The sub-envs that ``env_ids`` names, ascending; all of them for None.
+    """The sub-envs that ``env_ids`` names, in that order; all of them for None.
 
     Raises:
         TypeError: they are no integers.
@@ -108,10 +108,15 @@ def check_env_ids(env_ids: Any, num_envs: int) -> list[int]:
         return list(range(num_envs))
     due = f"env_ids: expected None or different indices of sub-envs from 0 to {num_envs - 1}, got"
     array = np.asarray(env_ids)
+    if array.dtype == np.bool_:
+        raise TypeError(f"{due} {env_ids!r} of dtype bool: np.flatnonzero(mask) gives the indices of a mask.")
     if array.size and array.dtype.kind not in "iu":
         raise TypeError(f"{due} {env_ids!r} of dtype {array.dtype}")
-    chosen: list[int] = np.unique(array).tolist()
-    if array.ndim != 1 or not chosen or len(chosen) != array.size or chosen[0] < 0 or chosen[-1] >= num_envs:
+    if array.ndim == 0:
+        raise ValueError(f"{due} {env_ids!r}: put a single one into a list.")
+    chosen: list[int] = array.ravel().tolist()
+    is_known = all(0 <= index < num_envs for index in chosen)
+    if array.ndim != 1 or not chosen or len(set(chosen)) != len(chosen) or not is_known:
         raise ValueError(f"{due} {env_ids!r}")
     return chosen
 

@@ -32,8 +32,20 @@ def pytest_configure(config: pytest.Config) -> None:
 
 
 _SAMPLE = {
-    "ray-shared-memory": ["test_killed_while_idle", "test_dies_in_the_constructor", "test_partial_data", "test_some_sub_envs"],
-    "ray-object-store": ["test_killed_while_idle", "test_dies_in_a_reset", "test_partial_death", "test_there_and_back"],
+    "ray-shared-memory": [
+        "test_killed_while_idle",
+        "test_dies_in_the_constructor",
+        "test_partial_data",
+        "test_some_sub_envs",
+        "test_selected_frames",
+    ],
+    "ray-object-store": [
+        "test_killed_while_idle",
+        "test_dies_in_a_reset",
+        "test_partial_death",
+        "test_there_and_back",
+        "test_selected_frames",
+    ],
 }
 _SAMPLED_IN_RULES = (
     "ray-two-nodes",
