@@ -26,6 +26,7 @@ def pytest_addoption(parser: pytest.Parser) -> None:
 def pytest_configure(config: pytest.Config) -> None:
     """Knows what is no mistake of a test, and readies the fork server."""
     config.addinivalue_line("markers", "ray: needs a Ray cluster")
+    config.addinivalue_line("markers", "xdist_group: runs in the same process as others of its group, with pytest-xdist")
     # Python 3.12 warns of fork in a process with threads; the runner's time limit is one.
     config.addinivalue_line("filterwarnings", "ignore:This process .* is multi-threaded:DeprecationWarning")
     multiprocessing.get_context("forkserver").set_forkserver_preload(["rayvec", "rayvec.testing"])
@@ -54,6 +55,8 @@ _SAMPLED_IN_RULES = (
     "async-concurrency",
     "async-forkserver",
     "async-sockets",
+    "async-workers-2",
+    "async-spawn",
 )
 _SAMPLE_RULES = [
     "next_step_autoreset",
@@ -73,7 +76,10 @@ that are tried on configurations of which every part is tried on others too."""
 
 
 def pytest_collection_modifyitems(config: pytest.Config, items: list[pytest.Item]) -> None:
-    """Leaves out what takes long and tells little, unless asked for."""
+    """Leaves out what takes long and tells little, unless asked for; what needs Ray shares one process and its cluster."""
+    for item in items:
+        if _needs_ray(item):
+            item.add_marker(pytest.mark.xdist_group("ray"))
     if config.getoption("--all-engines"):
         return
     kept = [item for item in items if _is_sampled(item)]
@@ -81,13 +87,20 @@ def pytest_collection_modifyitems(config: pytest.Config, items: list[pytest.Item
     items[:] = kept
 
 
+def _params_of(item: pytest.Item) -> dict[str, object]:
+    return item.callspec.params if isinstance(item, pytest.Function) and hasattr(item, "callspec") else {}
+
+
+def _needs_ray(item: pytest.Item) -> bool:
+    return item.get_closest_marker("ray") is not None or getattr(_params_of(item).get("engine"), "is_ray", False)
+
+
 def _is_sampled(item: pytest.Item) -> bool:
-    params = item.callspec.params if isinstance(item, pytest.Function) and hasattr(item, "callspec") else {}
-    engine = params.get("engine")
+    engine = _params_of(item).get("engine")
     if not isinstance(engine, Engine) or item.get_closest_marker("ray"):
         return True
     if item.name.startswith("test_rule[") and engine.id in _SAMPLED_IN_RULES:
-        return params["name"] in _SAMPLE_RULES
+        return _params_of(item)["name"] in _SAMPLE_RULES
     return not engine.is_ray or getattr(item, "originalname", "") in _SAMPLE.get(engine.id, ())
 
 
@@ -111,8 +124,7 @@ def clean_world(request: pytest.FixtureRequest) -> Iterator[None]:
 
     One that has failed already holds on to what its traceback refers to, and is left alone.
     """
-    engine = getattr(request.node, "callspec", None) and request.node.callspec.params.get("engine")
-    if getattr(engine, "is_ray", False) or request.node.get_closest_marker("ray"):
+    if _needs_ray(request.node):
         ensure_cluster()
     before = World.now()
     yield
