@@ -196,6 +196,7 @@ def test_modules_say_what_they_export() -> None:
             __import__(module)
         except ImportError as error:
             # It needs an extra, and says which.
-            assert "pip install" in str(error), file
+            if "pip install" not in str(error):
+                raise
             continue
         assert [name for name in ast.literal_eval(targets[0].value) if not hasattr(sys.modules[module], name)] == [], file
