@@ -39,6 +39,7 @@ _SAMPLE = {
         "test_partial_data",
         "test_some_sub_envs",
         "test_selected_frames",
+        "test_killed_in_hand",
     ],
     "ray-object-store": [
         "test_killed_while_idle",
@@ -46,6 +47,7 @@ _SAMPLE = {
         "test_partial_death",
         "test_there_and_back",
         "test_selected_frames",
+        "test_dying",
     ],
 }
 _SAMPLED_IN_RULES = (
