@@ -11,7 +11,7 @@ from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
-__all__ = ["add_node", "ensure_cluster", "living_actors", "on_two_nodes", "stop_cluster"]
+__all__ = ["add_node", "address_of_cluster", "ensure_cluster", "living_actors", "on_two_nodes", "stop_cluster"]
 
 _NODE: dict[str, Any] = {"num_cpus": 2, "num_gpus": 0, "object_store_memory": 200 * 2**20}
 _kept: dict[str, Any] = {}
@@ -39,6 +39,12 @@ def ensure_cluster() -> None:
     if not ray.is_initialized():
         ray.init(address=_kept["cluster"].address, logging_level=logging.ERROR, log_to_driver=False)
         _kept.pop("group", None)
+
+
+def address_of_cluster() -> str:
+    """For other processes to join it."""
+    ensure_cluster()
+    return str(_kept["cluster"].address)
 
 
 def stop_cluster() -> None:

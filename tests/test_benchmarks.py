@@ -86,6 +86,28 @@ def test_it_compares_over_ray(tmp_path: Path) -> None:
     assert set(row["rates"]) == {"bare loop", name}
 
 
+def test_it_measures_where_which_engine_is_to_be_taken(tmp_path: Path) -> None:
+    """Numbers for each square and a picture; a second run keeps the better of both, and draws all that is there."""
+    pytest.importorskip("matplotlib", reason="the picture is drawn with it")
+    quick = ["--numbers", "1", "4", "--rounds", "1", "--seconds", "0.01", "--out", str(tmp_path)]
+    ran = run("choosing.py", "--costs", "1", *quick)
+    assert ran.returncode == 0, ran.stderr
+    first = json.loads((tmp_path / "choosing.json").read_text())
+    assert [(cell["cost"], cell["num_envs"]) for cell in first["cells"]] == [(1, 1), (1, 4)]
+    assert [set(cell["rates"]) for cell in first["cells"]] == [
+        {"bare", "sync", "a process each"},
+        {"bare", "sync", "a process each", "workers + caller"} | ({"workers"} if first["cores"] < 4 else set()),
+    ]
+    ran = run("choosing.py", "--costs", "1", "50", *quick)
+    assert ran.returncode == 0, ran.stderr
+    second = json.loads((tmp_path / "choosing.json").read_text())
+    assert len(second["cells"]) == 4
+    assert second["loops_in_a_microsecond"] == first["loops_in_a_microsecond"] > 0
+    for before, after in zip(first["cells"], second["cells"], strict=False):
+        assert all(after["rates"][name] >= rate > 0 for name, rate in before["rates"].items())
+    assert (tmp_path / "choosing.png").stat().st_size > 10_000
+
+
 @pytest.mark.parametrize("name", ["halfcheetah-16", "breakout-16", "wide-16"])
 def test_rows_that_need_more_are_known(name: str) -> None:
     """Where what they step is not installed they are left out, and that is told; else they run."""

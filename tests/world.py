@@ -49,26 +49,27 @@ class Process(NamedTuple):
     command: str
 
 
-def _processes() -> Iterator[Process]:
-    for entry in Path("/proc").iterdir():
-        if entry.name.isdigit():
-            process = _process(int(entry.name))
-            if process is not None:
-                yield process
+def _parents() -> dict[int, tuple[int, str]]:
+    """Parent and state of every process there is. This is done before and after each test, so it has to be quick."""
+    told = {}
+    for name in os.listdir("/proc"):  # noqa: PTH208 - paths take three times as long
+        if name.isdigit():
+            try:
+                with open(f"/proc/{name}/stat", "rb", buffering=0) as file:  # noqa: PTH123
+                    status = file.read()
+            except OSError:
+                continue
+            # The name, in parentheses, may hold anything.
+            state, parent = status.rpartition(b")")[2].split(None, 2)[:2]
+            told[int(name)] = int(parent), state.decode()
+    return told
 
 
-def _process(pid: int) -> Process | None:
+def _command_of(pid: int) -> str:
     try:
-        status = Path(f"/proc/{pid}/stat").read_text()
+        return Path(f"/proc/{pid}/cmdline").read_text().replace("\0", " ").strip()
     except OSError:
-        return None
-    # The name, in parentheses, may hold anything.
-    state, parent = status.rpartition(")")[2].split()[:2]
-    try:
-        command = Path(f"/proc/{pid}/cmdline").read_text().replace("\0", " ").strip()
-    except OSError:
-        command = ""
-    return Process(pid, int(parent), state, command)
+        return ""
 
 
 def is_running(pid: int) -> bool:
@@ -85,13 +86,12 @@ def is_running(pid: int) -> bool:
 
 def descendants_of(pid: int) -> list[Process]:
     """Its child processes, theirs, and so on."""
-    known = list(_processes())
+    known = _parents()
     found: list[Process] = []
     parents = {pid}
     while parents:
-        generation = [process for process in known if process.parent in parents]
-        found += generation
-        parents = {process.pid for process in generation}
+        parents = {child for child, (parent, _) in known.items() if parent in parents}
+        found += [Process(child, *known[child], _command_of(child)) for child in sorted(parents)]
     return found
 
 

@@ -9,6 +9,7 @@
 
 from __future__ import annotations
 
+import difflib
 import importlib
 import importlib.util
 import json
@@ -88,8 +89,10 @@ def find_target(name: str, kwargs: Mapping[str, Any], **make_kwargs: Any) -> Tar
         spec, module_to_import = find_spec(name)
     except gymnasium_error.Error as error:
         if colon and attribute.isidentifier():
+            near = difflib.get_close_matches(attribute, [name for name, value in vars(module).items() if callable(value)], 1)
+            hint = f"; did you mean {module_name}:{near[0]}?" if near else ""
             raise TargetError(
-                f"module {module_name!r} has no function or class {attribute!r}, and registers no such id"
+                f"module {module_name!r} has no function or class {attribute!r}, and registers no such id{hint}"
             ) from None
         told = _sentence(error)
         hint = "" if "Did you mean" in told else f"; {_advice(name)}"

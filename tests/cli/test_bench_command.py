@@ -199,6 +199,7 @@ def test_ray_is_measured_when_asked_for(tmp_path: Path) -> None:
             "there is no module 'no_such_module': pip install no-such-module, or run where no_such_module.py",
         ),
         (["bad_envs:no_such"], "module 'bad_envs' has no function or class 'no_such'"),
+        (["bad_envs:SoundEmv"], "registers no such id; did you mean bad_envs:SoundEnv?"),
         (["bad_envs:no_env"], "bad_envs:no_env gives a int; a function that returns a gymnasium.Env is needed"),
         (["bad_envs:LacksDependency"], 'engine3d is not installed, run `pip install "engine3d"`'),
         (["bad_envs:LacksModule"], "pip install engine3d"),

@@ -18,6 +18,12 @@ from rayvec.cli.targets import Target
 LOCAL = "sync,async,async-2,async-caller,async-pipe"
 
 
+@pytest.fixture(autouse=True)
+def few_steps(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Enough for several episodes of the envs here."""
+    monkeypatch.setattr("rayvec.cli.check._MOST_STEPS", 40)
+
+
 def run(*arguments: str) -> Any:
     """The command, in this process."""
     return CliRunner().invoke(cli, ["check", *arguments])
