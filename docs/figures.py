@@ -111,7 +111,7 @@ def _name_of(observation: NDArray[np.int64]) -> str:
     return f"{chr(ord('A') + episode)}{step}"
 
 
-_LABEL, _CELL, _LINE, _GAP, _TOP = 235, 92, 22, 10, 34
+_LABEL, _CELL, _LINE, _GAP, _TOP = 275, 92, 22, 10, 34
 _EPISODES = {"A": "#dbe9f6", "B": "#fde3c8"}
 _END = "#f4b6b0"
 
