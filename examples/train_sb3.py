@@ -11,6 +11,7 @@ is 0 if the mean return over fresh episodes reaches the goal.
 from __future__ import annotations
 
 import argparse
+import math
 import statistics
 import sys
 import time
@@ -22,6 +23,7 @@ import gymnasium as gym
 import numpy as np
 import torch
 from stable_baselines3 import PPO
+from stable_baselines3.common.callbacks import EvalCallback, StopTrainingOnRewardThreshold
 from stable_baselines3.common.evaluation import evaluate_policy
 from stable_baselines3.common.vec_env import SubprocVecEnv, VecEnv, VecMonitor
 
@@ -36,7 +38,8 @@ WORKERS_OPTION = {"async": "num_workers", "ray": "num_actors"}
 def make_ours(options: argparse.Namespace) -> VecEnv:
     """CartPole over the engine that was asked for."""
     mode = options.vectorization_mode
-    vector_kwargs = {WORKERS_OPTION[mode]: options.num_workers} if mode in WORKERS_OPTION else {}
+    num_workers = options.num_workers or min(2, options.num_envs)
+    vector_kwargs = {WORKERS_OPTION[mode]: num_workers} if mode in WORKERS_OPTION else {}
     return make_sb3_vec_env(ENV_ID, options.num_envs, mode, vector_kwargs)
 
 
@@ -100,36 +103,73 @@ def compare(options: argparse.Namespace) -> None:
 
 
 def train(options: argparse.Namespace) -> float:
-    """Learns; the mean return over fresh episodes."""
-    with closing(make_ours(options)) as venv:
+    """Learns until the goal is reached on other sub-envs, or the steps are used up; the mean return over fresh episodes."""
+    with closing(make_ours(options)) as venv, closing(make_sb3_vec_env(ENV_ID, 10)) as fresh:
+        fresh.seed(options.seed + 10_000)
+        evaluation = EvalCallback(
+            fresh,
+            callback_on_new_best=StopTrainingOnRewardThreshold(options.goal),
+            n_eval_episodes=20,
+            eval_freq=max(1, 10_240 // options.num_envs),
+            verbose=1,
+        )
         model = make_model(venv, options.seed)
         begin = time.perf_counter()
-        mean = 0.0
-        while mean < options.goal and model.num_timesteps < options.max_steps:
-            model.learn(min(20_480, options.max_steps), reset_num_timesteps=False)
-            venv.seed(options.seed + 10_000 + model.num_timesteps)
-            mean = float(np.mean(evaluate_policy(model, venv, n_eval_episodes=20)[0]))
-            rate = model.num_timesteps / (time.perf_counter() - begin)
-            print(f"{model.num_timesteps:7,} steps | mean return {mean:5.1f} | {rate:,.0f} env steps/s", flush=True)
-            # The evaluation has ended some of the episodes that learning was in: it begins anew.
-            model._last_obs = None
-        venv.seed(options.seed + 1_000_000)
-        return float(np.mean(evaluate_policy(model, venv, n_eval_episodes=FRESH_EPISODES)[0]))
+        model.learn(options.max_steps, callback=evaluation)
+        seconds = time.perf_counter() - begin
+        print(f"{model.num_timesteps:,} steps in {seconds:.0f} s: {model.num_timesteps / seconds:,.0f} env steps/s", flush=True)
+        fresh.seed(options.seed + 1_000_000)
+        return float(np.mean(evaluate_policy(model, fresh, n_eval_episodes=FRESH_EPISODES)[0]))
+
+
+def parse(argv: Sequence[str] | None) -> argparse.Namespace:
+    """The options, checked."""
+    parser = argparse.ArgumentParser(description=f"Learn {ENV_ID} with stable-baselines3's PPO over rayvec.")
+    add = parser.add_argument
+    add("--vectorization-mode", choices=["sync", "async", "ray"], default="async", help="the engine (default: async)")
+    add("--num-envs", type=positive, default=8, metavar="N", help="sub-envs (default: %(default)s)")
+    add("--num-workers", type=positive, metavar="N", help="processes or actors (default: 2, or 1 for a single sub-env)")
+    add("--seed", type=natural, default=0, metavar="N", help="of policy and envs (default: 0)")
+    add("--max-steps", type=positive, default=300_000, metavar="N", help="end learning then (default: %(default)s)")
+    add("--goal", type=number, default=450.0, metavar="R", help="mean return to reach (default: %(default)g)")
+    add("--seconds", type=number, default=3.0, metavar="S", help="of each measurement; 0: none (default: %(default)g)")
+    add("--compared-steps", type=positive, default=8192, metavar="N", help="to learn in each (default: %(default)s)")
+    options = parser.parse_args(argv)
+    if options.vectorization_mode == "sync" and options.num_workers is not None:
+        parser.error("--num-workers needs --vectorization-mode async or ray: the sync engine has no workers")
+    if options.num_workers is not None and options.num_workers > options.num_envs:
+        parser.error(f"--num-workers: {options.num_workers} workers cannot share {options.num_envs} sub-envs")
+    if options.seconds < 0:
+        parser.error(f"--seconds: a number from 0 on is needed, not {options.seconds:g}")
+    return options
+
+
+def positive(text: str) -> int:
+    """A whole number from 1 on."""
+    if not text.isdecimal() or int(text) < 1:
+        raise argparse.ArgumentTypeError(f"a whole number from 1 on is needed, not {text!r}")
+    return int(text)
+
+
+def natural(text: str) -> int:
+    """A whole number from 0 on."""
+    return 0 if text == "0" else positive(text)
+
+
+def number(text: str) -> float:
+    """A number that something can reach."""
+    try:
+        value = float(text)
+    except ValueError:
+        value = math.nan
+    if not math.isfinite(value):
+        raise argparse.ArgumentTypeError(f"a number is needed, not {text!r}")
+    return value
 
 
 def main(argv: Sequence[str] | None = None) -> int:
     """Trains, compares, and returns the exit code."""
-    parser = argparse.ArgumentParser(description=f"Learn {ENV_ID} with stable-baselines3's PPO over rayvec.")
-    add = parser.add_argument
-    add("--vectorization-mode", choices=["sync", "async", "ray"], default="async", help="the engine (default: async)")
-    add("--num-envs", type=int, default=8, metavar="N", help="sub-envs (default: 8)")
-    add("--num-workers", type=int, default=2, metavar="N", help="processes or actors (default: 2)")
-    add("--seed", type=int, default=0, metavar="N", help="of policy and envs (default: 0)")
-    add("--max-steps", type=int, default=300_000, metavar="N", help="end learning then (default: 300000)")
-    add("--goal", type=float, default=450.0, metavar="R", help="mean return to reach (default: 450)")
-    add("--seconds", type=float, default=3.0, metavar="S", help="of each measurement; 0: none (default: 3)")
-    add("--compared-steps", type=int, default=8192, metavar="N", help="to learn in each measurement (default: 8192)")
-    options = parser.parse_args(argv)
+    options = parse(argv)
     torch.set_num_threads(1)  # a small policy: more would only wait for each other
     mean = train(options)
     verdict = "reached" if mean >= options.goal else "not reached"

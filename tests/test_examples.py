@@ -17,6 +17,9 @@ import rayvec
 
 Console = pytest.importorskip("rich.console", reason="the examples need the extra of that name").Console
 
+NEEDED = {"train_ppo": "torch", "train_sb3": "stable_baselines3", "train_torchrl": "torchrl"}
+"""What each example with a learner needs beside rayvec; they are tried where it is installed."""
+
 EXAMPLES = Path(__file__).parents[1] / "examples"
 
 
@@ -161,3 +164,96 @@ def test_wrong_options_of_the_cluster_are_told(
         ray_example.parse(arguments)
     assert caught.value.code == 2
     assert told in capsys.readouterr().err
+
+
+def learner(name: str) -> Any:
+    """An example with a learner, as a module, where what it needs is installed; torch's threads would only wait here."""
+    pytest.importorskip(NEEDED[name], reason=f"{name}.py needs it")
+    pytest.importorskip("torch").set_num_threads(1)
+    return load(name)
+
+
+@pytest.mark.parametrize(
+    ("script", "options"),
+    [
+        ("train_ppo", ["--goal", "40", "--max-steps", "6000"]),
+        ("train_sb3", ["--goal", "40", "--max-steps", "6000", "--seconds", "0"]),
+        ("train_torchrl", ["--goal", "40", "--max-steps", "6000"]),
+    ],
+)
+def test_learners_learn(script: str, options: list[str]) -> None:
+    """A goal that is near is reached, over worker processes."""
+    if importlib.util.find_spec(NEEDED[script]) is None:
+        pytest.skip(f"{script}.py needs {NEEDED[script]}")
+    ran = run(f"{script}.py", *options)
+    assert ran.returncode == 0, ran.stdout + ran.stderr
+    assert "mean return" in ran.stdout
+    assert "(goal of 40 reached)" in ran.stdout
+
+
+@pytest.mark.parametrize("script", ["train_ppo", "train_sb3"])
+def test_wrong_options_of_learners_are_told(script: str, capsys: pytest.CaptureFixture[str]) -> None:
+    """Options that cannot be are named, before anything is started."""
+    parse = learner(script).parse
+    for arguments, told in (
+        (["--num-envs", "0"], "--num-envs: a whole number from 1 on is needed, not '0'"),
+        (["--max-steps", "-5"], "--max-steps: a whole number from 1 on is needed, not '-5'"),
+        (["--goal", "nan"], "--goal: a number is needed, not 'nan'"),
+        (["--vectorization-mode", "sync", "--num-workers", "2"], "--num-workers needs --vectorization-mode async or ray"),
+        (["--num-envs", "2", "--num-workers", "3"], "--num-workers: 3 workers cannot share 2 sub-envs"),
+    ):
+        with pytest.raises(SystemExit) as caught:
+            parse(arguments)
+        assert caught.value.code == 2
+        assert told in capsys.readouterr().err
+
+
+@pytest.mark.skipif(importlib.util.find_spec("torchrl") is None, reason="train_torchrl.py needs it")
+def test_wrong_options_of_torchrl_learners_are_told() -> None:
+    """In a process of its own: to import TorchRL changes the start method of all that follow."""
+    ran = run("train_torchrl.py", "--num-envs", "2", "--num-workers", "3")
+    assert ran.returncode == 2
+    assert "--num-workers: 3 workers cannot share 2 sub-envs" in ran.stderr
+
+
+def test_ppo_learns_the_same_with_every_engine() -> None:
+    """A seed gives one policy, bit by bit, wherever the sub-envs are stepped."""
+    example = learner("train_ppo")
+    import torch
+
+    policies = []
+    for mode, options in [("sync", {}), ("async", {"num_workers": 2, "copy": False})]:
+        with closing(rayvec.make_vec(example.ENV_ID, 4, mode, options)) as envs:
+            policies.append(example.train(envs, seed=3, goal=500.0, max_steps=256).state_dict())
+    assert all(torch.equal(policies[0][name], policies[1][name]) for name in policies[0])
+
+
+def test_ppo_bootstraps_where_an_episode_was_cut() -> None:
+    """Advantages are those of a plain sum over each episode's own steps; a reset's are worth nothing to any of them."""
+    example = learner("train_ppo")
+    import torch
+
+    steps = example.ROLLOUT_STEPS
+    rollout = example.Rollout.empty(3, 1)
+    generator = torch.Generator().manual_seed(4)
+    rollout.rewards.copy_(torch.rand(steps, 3, generator=generator))
+    values = torch.rand(steps + 1, 3, generator=generator)
+    rollout.terminations[5, 0] = rollout.truncations[9, 1] = True  # the third one goes on
+    rollout.resets[6, 0] = rollout.resets[10, 1] = True
+    actual = example.advantages_of(rollout, values)
+
+    def due(step: int, index: int) -> float:
+        total, weight = 0.0, 1.0
+        for later in range(step, steps):
+            following = 0.0 if rollout.terminations[later, index] else float(values[later + 1, index])
+            error = float(rollout.rewards[later, index]) + example.GAMMA * following - float(values[later, index])
+            total += weight * error
+            weight *= example.GAMMA * example.GAE_LAMBDA
+            if rollout.terminations[later, index] or rollout.truncations[later, index]:
+                break
+        return total
+
+    for index in range(3):
+        for step in range(steps):
+            if not rollout.resets[step, index]:
+                assert float(actual[step, index]) == pytest.approx(due(step, index), abs=1e-5)

@@ -319,8 +319,12 @@ def test_every_wrapper_is_tried() -> None:
 
 # Wrappers that need something more
 
+needs_torch = pytest.mark.skipif(
+    not all(map(importlib.util.find_spec, ["torch", "array_api_compat"])), reason="needs the extra torch"
+)
 
-@pytest.mark.skipif(importlib.util.find_spec("torch") is None, reason="torch is not installed")
+
+@needs_torch
 @pytest.mark.parametrize("engine", ENGINES)
 def test_tensors_are_the_same(engine: str) -> None:
     """``NumpyToTorch`` makes the same tensors."""
@@ -341,6 +345,32 @@ def test_tensors_are_the_same(engine: str) -> None:
 
     expected = run(gymnasiums(ENVS["cartpole"]))
     assert_equal_runs(expected, run(ENGINES[engine](ENVS["cartpole"], NEXT_STEP)))
+
+
+@needs_torch
+@pytest.mark.parametrize("copy_results", [True, False])
+def test_tensors_are_the_arrays_memory(copy_results: bool) -> None:
+    """``NumpyToTorch`` copies nothing: each step's tensors are its own with ``copy=True``, otherwise the engine's."""
+    torch: Any = importlib.import_module("torch")
+    given: list[Any] = []
+
+    class Witness(gym.vector.VectorWrapper[Any, Any, Any, Any, Any]):
+        """Keeps the arrays that the engine gives."""
+
+        def step(self, actions: Any) -> Any:
+            """Steps."""
+            given.append(self.env.step(actions))
+            return given[-1]
+
+    envs = AsyncVectorEnv(ENVS["cartpole"], num_workers=2, copy=copy_results)
+    wrapped: Any = vector.NumpyToTorch(Witness(envs))
+    wrapped.reset(seed=1)
+    steps = [wrapped.step(torch.tensor([0, 1, 0]))[:4] for _ in range(2)]
+    places = [[tensor.data_ptr() for tensor in step] for step in steps]
+    assert places == [[array.ctypes.data for array in result[:4]] for result in given]
+    assert (places[0][0] != places[1][0]) == copy_results
+    assert torch.equal(steps[0][0], steps[1][0]) != copy_results
+    wrapped.close()
 
 
 PICTURES: EnvFns = [functools.partial(CountingEnv, index, 4 + index, render_mode="rgb_array") for index in range(3)]
