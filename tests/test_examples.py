@@ -23,14 +23,14 @@ NEEDED = {"train_ppo": "torch", "train_sb3": "stable_baselines3", "train_torchrl
 EXAMPLES = Path(__file__).parents[1] / "examples"
 
 
-def run(script: str, *arguments: str | Path) -> subprocess.CompletedProcess[str]:
+def run(script: str, *arguments: str | Path, limit: float = 55) -> subprocess.CompletedProcess[str]:
     """An example, run as a user runs it; the package is found wherever the tests found it."""
     paths = os.pathsep.join([str(Path(rayvec.__file__).parents[1]), *sys.path])
     return subprocess.run(
         [sys.executable, EXAMPLES / script, *arguments],
         capture_output=True,
         text=True,
-        timeout=55,
+        timeout=limit,
         env=os.environ | {"PYTHONPATH": paths},
     )
 
@@ -173,11 +173,12 @@ def learner(name: str) -> Any:
     return load(name)
 
 
+@pytest.mark.timeout(150)
 @pytest.mark.parametrize(
     ("script", "options"),
     [
         ("train_ppo", ["--goal", "40", "--max-steps", "6000"]),
-        ("train_sb3", ["--goal", "40", "--max-steps", "6000", "--seconds", "0"]),
+        ("train_sb3", ["--goal", "40", "--max-steps", "4096", "--seconds", "0"]),
         ("train_torchrl", ["--goal", "40", "--max-steps", "6000"]),
     ],
 )
@@ -185,7 +186,7 @@ def test_learners_learn(script: str, options: list[str]) -> None:
     """A goal that is near is reached, over worker processes."""
     if importlib.util.find_spec(NEEDED[script]) is None:
         pytest.skip(f"{script}.py needs {NEEDED[script]}")
-    ran = run(f"{script}.py", *options)
+    ran = run(f"{script}.py", *options, limit=140)
     assert ran.returncode == 0, ran.stdout + ran.stderr
     assert "mean return" in ran.stdout
     assert "(goal of 40 reached)" in ran.stdout
