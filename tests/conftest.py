@@ -4,6 +4,9 @@ from __future__ import annotations
 
 import gc
 import multiprocessing
+import os
+import shutil
+import tempfile
 import time
 from collections.abc import Generator, Iterator
 
@@ -16,6 +19,7 @@ _SETTLING_SECONDS = 3.0
 """A process that was killed takes a moment to go, and so does the fork server to collect it."""
 
 _has_failed = pytest.StashKey[bool]()
+_temporary = pytest.StashKey[str]()
 
 
 def pytest_addoption(parser: pytest.Parser) -> None:
@@ -29,6 +33,10 @@ def pytest_configure(config: pytest.Config) -> None:
     config.addinivalue_line("markers", "xdist_group: runs in the same process as others of its group, with pytest-xdist")
     # Python 3.12 warns of fork in a process with threads; the runner's time limit is one.
     config.addinivalue_line("filterwarnings", "ignore:This process .* is multi-threaded:DeprecationWarning")
+    if "PYTEST_XDIST_WORKER" in os.environ:
+        # One process would take the other's files for what its own tests have left.
+        os.environ["TMPDIR"] = config.stash[_temporary] = tempfile.mkdtemp(prefix="pytest-")
+        tempfile.tempdir = None
     multiprocessing.get_context("forkserver").set_forkserver_preload(["rayvec", "rayvec.testing"])
 
 
@@ -115,9 +123,11 @@ def pytest_runtest_makereport(item: pytest.Item) -> Generator[None, pytest.TestR
     return report
 
 
-def pytest_sessionfinish() -> None:
-    """Leaves no Ray running."""
+def pytest_sessionfinish(session: pytest.Session) -> None:
+    """Leaves no Ray running, and no folder of this process's own."""
     stop_cluster()
+    if _temporary in session.config.stash:
+        shutil.rmtree(session.config.stash[_temporary], ignore_errors=True)
 
 
 @pytest.fixture(autouse=True)

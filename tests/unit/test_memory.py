@@ -21,6 +21,8 @@ from rayvec.testing.envs import CountingEnv
 
 FOLDERS = [Path("/dev/shm"), Path(tempfile.gettempdir())]
 
+pytestmark = pytest.mark.xdist_group("memory")  # They see each other's files.
+
 
 def leftovers() -> set[str]:
     """Files of rayvec's where shared memory may lie."""
