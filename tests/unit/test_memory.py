@@ -77,7 +77,7 @@ def test_a_block_by_descriptor_has_no_name() -> None:
     before = leftovers()
     block = SharedBlock(100, by_descriptor=True)
     assert block.token == (None, 100)
-    assert leftovers() == before
+    assert leftovers() <= before
     block.close()
 
 
@@ -92,7 +92,7 @@ def test_a_block_by_name_is_a_file_until_closed() -> None:
     assert Path(path).stat().st_mode & 0o077 == 0
     block.close()
     block.close()
-    assert leftovers() == before
+    assert leftovers() <= before
 
 
 def test_without_anonymous_files_a_name_is_removed_at_once(monkeypatch: pytest.MonkeyPatch) -> None:
@@ -100,7 +100,7 @@ def test_without_anonymous_files_a_name_is_removed_at_once(monkeypatch: pytest.M
     monkeypatch.delattr(os, "memfd_create", raising=False)
     before = leftovers()
     block = SharedBlock(100, by_descriptor=True)
-    assert leftovers() == before
+    assert leftovers() <= before
     there = attached(block)
     there[0] = 5
     assert bytes_of(block)[0] == 5
@@ -178,7 +178,7 @@ def test_envs_share_memory_by_name(monkeypatch: pytest.MonkeyPatch) -> None:
         assert len(paths) == 1
         assert Path(paths[0]).exists()
         assert_same(due, rollout(envs), "rollout")
-    assert leftovers() == before
+    assert leftovers() <= before
 
 
 def test_a_worker_started_again_finds_the_block_by_name(monkeypatch: pytest.MonkeyPatch) -> None:
