@@ -111,9 +111,9 @@ class Column(ABC):
     def read_all(self, copy_values: bool) -> Any:
         """All rows in Gymnasium's batched form; arrays are views unless ``copy_values``."""
 
-    @abstractmethod
     def read_some(self, rows: Rows, copy_values: bool) -> Any:
         """Some rows in Gymnasium's batched form; arrays are views if ``rows`` is a slice, unless ``copy_values``."""
+        return tuple(self.read(row) for row in _indices(rows))
 
     @abstractmethod
     def arrays(self) -> list[npt.NDArray[Any]]:
@@ -263,9 +263,6 @@ class TextColumn(Column):
     def read_all(self, copy_values: bool) -> tuple[str, ...]:
         return tuple(self.rows(0, len(self._lengths)))
 
-    def read_some(self, rows: Rows, copy_values: bool) -> tuple[Any, ...]:
-        return tuple(self.read(row) for row in _indices(rows))
-
     def arrays(self) -> list[npt.NDArray[Any]]:
         return [self._lengths, self._points]
 
@@ -296,9 +293,6 @@ class OneOfColumn(Column):
 
     def read_all(self, copy_values: bool) -> tuple[Any, ...]:
         return tuple(self.rows(0, len(self._which)))
-
-    def read_some(self, rows: Rows, copy_values: bool) -> tuple[Any, ...]:
-        return tuple(self.read(row) for row in _indices(rows))
 
     def arrays(self) -> list[npt.NDArray[Any]]:
         return [self._which, *(array for part in self._parts for array in part.arrays())]

@@ -72,13 +72,11 @@ class InfoRows:
         if len(info) != len(self._slots):
             return False
         for key, kind, column in self._slots:
-            value = info.get(key)
+            value: Any = info.get(key)
             if type(value) is not kind:
                 return False
-            if kind is np.ndarray:
-                array: npt.NDArray[Any] = info[key]
-                if array.dtype != column.dtype or array.shape != column.shape[1:]:
-                    return False
+            if kind is np.ndarray and (value.dtype != column.dtype or value.shape != column.shape[1:]):
+                return False
             try:
                 column[index] = value
             except OverflowError:
