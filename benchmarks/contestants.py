@@ -18,6 +18,8 @@ from __future__ import annotations
 import importlib
 import json
 import logging
+import mmap
+import multiprocessing
 import os
 import pkgutil
 import sys
@@ -38,6 +40,7 @@ STEPS = 499
 """Steps until actions are repeated."""
 
 BARE = "bare loop"
+LOCKSTEP = "bare loops that meet after each step"
 GYMNASIUM_SYNC, GYMNASIUM_ASYNC = "Gymnasium sync", "Gymnasium async"
 SYNC, ASYNC = "rayvec sync", "rayvec async, one process each"
 WORKERS, CALLER = "rayvec async, a process a core", "rayvec async, with the caller"
@@ -115,6 +118,73 @@ class EnvPool:
     def step(self, actions: Any) -> None:
         """Steps all."""
         self._envs.step(actions.astype(self._dtype, copy=False))
+
+
+class Lockstep:
+    """A bare loop in each of some processes, this one among them, which wait for each other after each step: no data moves.
+
+    What keeps these from the ideal keeps every engine from it.
+
+    Args:
+        work: what is stepped.
+        num_envs: how many of it.
+        cores: how many processes.
+    """
+
+    NAP = 1e-3
+    """Seconds that a process sleeps at a time once nobody has asked for a step in a while."""
+    LOOKS = 20_000
+    """That a while is, in looks."""
+
+    def __init__(self, work: Work, num_envs: int, cores: int) -> None:
+        self._cores = cores
+        self._shares = np.array_split(np.arange(num_envs), cores)
+        self._loop = BareLoop([work.env_fn] * len(self._shares[0]))
+        space = self._loop.envs[0].action_space
+        self._table = random_actions(space, num_envs, STEPS, bare=True)
+        self._counts = memoryview(mmap.mmap(-1, mmap.PAGESIZE)).cast("q")
+        fork = multiprocessing.get_context("fork")
+        self._others = [fork.Process(target=self._follow, args=(work, rank), daemon=True) for rank in range(1, cores)]
+        for process in self._others:
+            process.start()
+
+    def reset(self, *, seed: int) -> None:
+        """Resets all."""
+        self._loop.reset(seed=seed)
+        self.step([*self._table[-1]])
+
+    def step(self, actions: Sequence[Any]) -> None:
+        """Steps the own share while the others step theirs, and waits for them."""
+        counts, due = self._counts, self._counts[0] + 1
+        counts[0] = due
+        self._loop.step(actions)
+        for rank in range(1, self._cores):
+            while counts[8 * rank] != due:
+                pass
+
+    def close(self) -> None:
+        """Ends the other processes."""
+        for process in self._others:
+            process.kill()
+            process.join()
+        self._loop.close()
+
+    def _follow(self, work: Work, rank: int) -> None:
+        share = self._shares[rank]
+        loop = BareLoop([work.env_fn] * len(share))
+        loop.reset(seed=int(share[0]))
+        # The first step is that of reset().
+        table = [[actions[index] for index in share] for actions in [self._table[-1], *self._table[:-1]]]
+        counts, done = self._counts, 0
+        while True:
+            looks = self.LOOKS
+            while counts[0] == done:
+                looks -= 1
+                if looks < 0:
+                    time.sleep(self.NAP)
+            loop.step(table[done % len(table)])
+            done += 1
+            counts[8 * rank] = done
 
 
 class PlainActors:
@@ -203,6 +273,7 @@ def contestants(cores: int) -> dict[str, Contestant]:
     """All of them, in the order in which they are shown; those with workers have one for each of ``cores``."""
     return {
         BARE: Contestant(lambda work, num_envs: BareLoop([work.env_fn] * num_envs)),
+        LOCKSTEP: Contestant(lambda work, num_envs: Lockstep(work, num_envs, cores)),
         GYMNASIUM_SYNC: Contestant(_of_class("gymnasium.vector:SyncVectorEnv")),
         GYMNASIUM_ASYNC: Contestant(_of_class("gymnasium.vector:AsyncVectorEnv")),
         SYNC: Contestant(_of_class("rayvec:SyncVectorEnv")),
@@ -234,7 +305,7 @@ def serve(told: dict[str, Any], requests: TextIO, answers: TextIO) -> None:
         report = getattr(stepped, "tuning", None)
         answer: dict[str, Any] = {"start": time.perf_counter() - started, "choice": report and str(report.choice)}
         env = work.env_fn()
-        turn = Turn(stepped.step, random_actions(env.action_space, num_envs, STEPS, bare=name == BARE), num_envs)
+        turn = Turn(stepped.step, random_actions(env.action_space, num_envs, STEPS, bare=name in (BARE, LOCKSTEP)), num_envs)
         env.close()
         while True:
             print(json.dumps(answer), file=answers, flush=True)

@@ -10,7 +10,7 @@ from pathlib import Path
 from typing import NamedTuple
 
 import numpy as np
-from contestants import ASYNC, BARE, CALLER, GYMNASIUM_ASYNC, GYMNASIUM_SYNC, OURS, RAY, SYNC, TUNED, WORKERS
+from contestants import ASYNC, BARE, CALLER, GYMNASIUM_ASYNC, GYMNASIUM_SYNC, LOCKSTEP, OURS, RAY, SYNC, TUNED, WORKERS
 from rich.table import Table
 
 from rayvec.measuring import ratio_of
@@ -265,7 +265,9 @@ def page_of(facts: Mapping[str, str], rows: Rows, has_plot: bool) -> str:
         "a share of the median. Actions are random and the same for all; the engines have their default options but for those "
         'that are named. *A process a core* is `num_workers="auto"`; *with the caller* adds `step_in_caller=True`, so that '
         "the caller is one of them. tianshou leaves resets to the caller, who does them here; EnvPool's envs are in C++, so "
-        "that they may pass the ideal of the env in Python.",
+        "that they may pass the ideal of the env in Python. *Bare loops that meet after each step*, one on each core, wait for "
+        "each other and do nothing else: what that costs on this machine (a core that was lent to others for a moment holds "
+        "the step back, and so does a reset that falls to one of them alone) is in every engine's figures.",
     ]
     return "\n\n".join(page) + "\n"
 
@@ -292,6 +294,7 @@ _LINES: Sequence[tuple[str, str, str]] = [
     (RAY, "#e69f00", "P"),
     (GYMNASIUM_SYNC, "#d55e00", "x"),
     (GYMNASIUM_ASYNC, "#999999", "+"),
+    (LOCKSTEP, "0.6", ""),
 ]
 
 

@@ -26,7 +26,19 @@ from pathlib import Path
 from typing import Any
 
 import gymnasium  # noqa: F401 - fails here, and not in every process, where it is missing
-from contestants import BARE, GYMNASIUM_ASYNC, GYMNASIUM_SYNC, OURS, RAY, RAY_EACH, RAY_PLAIN, RAY_STORE, TUNED, WORKERS
+from contestants import (
+    BARE,
+    GYMNASIUM_ASYNC,
+    GYMNASIUM_SYNC,
+    LOCKSTEP,
+    OURS,
+    RAY,
+    RAY_EACH,
+    RAY_PLAIN,
+    RAY_STORE,
+    TUNED,
+    WORKERS,
+)
 from contestants import contestants as all_contestants
 from report import Measured, page_of, plot, table_of, verdict_table
 from rich.progress import Progress
@@ -41,7 +53,7 @@ DOCS = Path(__file__).parents[1] / "docs"
 CLOSING = 60.0
 """Seconds that a contestant has to close its envs."""
 
-GYMNASIUM = (BARE, GYMNASIUM_SYNC, GYMNASIUM_ASYNC)
+MEASURES = (BARE, LOCKSTEP, GYMNASIUM_SYNC, GYMNASIUM_ASYNC)
 PEERS = ("SB3 DummyVecEnv", "SB3 SubprocVecEnv", "tianshou DummyVectorEnv", "tianshou ShmemVectorEnv", "EnvPool (C++)")
 SWEEP = (0, 1, 2, 3, 5, 10, 20, 50, 100, 300, 1000)
 """Step costs of the busy env, in microseconds."""
@@ -67,19 +79,19 @@ def rows_of(costs: Iterable[float]) -> dict[str, Row]:
     as_it_is = {"img_height": 210, "img_width": 160, "stack_num": 1, "gray_scale": False}
     breakout = Work("ALE/Breakout-v5", "ale_py:ALE/Breakout-v5", needs="ale_py", envpool=("Breakout-v5", as_it_is))
     wide = Work("210×160×3 observation, no work", kwargs={"loops": 0, "shape": (210, 160, 3), "dtype": "uint8"})
-    everyone = (*GYMNASIUM, *OURS, TUNED, *PEERS)
+    everyone = (*MEASURES, *OURS, TUNED, *PEERS)
     rows = {
         "cartpole-8": Row(cart_pole, 8, everyone),
         "cartpole-64": Row(cart_pole, 64, everyone),
         "halfcheetah-16": Row(cheetah, 16, everyone),
         "breakout-16": Row(breakout, 16, everyone),
         "wide-16": Row(wide, 16, everyone),
-        "ray-64": Row(cart_pole, 64, (*GYMNASIUM, WORKERS, RAY, RAY_STORE)),
-        "ray-8": Row(cart_pole, 8, (*GYMNASIUM, WORKERS, RAY_EACH, RAY_PLAIN)),
+        "ray-64": Row(cart_pole, 64, (*MEASURES, WORKERS, RAY, RAY_STORE)),
+        "ray-8": Row(cart_pole, 8, (*MEASURES, WORKERS, RAY_EACH, RAY_PLAIN)),
     }
     for cost in costs:
         busy = Work(f"busy env, {cost:g} µs a step" if cost else "env without work", kwargs={"loops": loops_for(cost)})
-        rows[f"busy-{cost:g}"] = Row(busy, 64, (*GYMNASIUM, *OURS, TUNED, RAY))
+        rows[f"busy-{cost:g}"] = Row(busy, 64, (*MEASURES, *OURS, TUNED, RAY))
     return rows
 
 

@@ -85,6 +85,7 @@ _SAMPLE_RULES = [
 that are tried on configurations of which every part is tried on others too."""
 
 
+@pytest.hookimpl(tryfirst=True)
 def pytest_collection_modifyitems(config: pytest.Config, items: list[pytest.Item]) -> None:
     """Leaves out what takes long and tells little, unless asked for; what needs Ray shares one process and its cluster."""
     for item in items:
@@ -102,7 +103,9 @@ def _params_of(item: pytest.Item) -> dict[str, object]:
 
 
 def _needs_ray(item: pytest.Item) -> bool:
-    return item.get_closest_marker("ray") is not None or getattr(_params_of(item).get("engine"), "is_ray", False)
+    return item.get_closest_marker("ray") is not None or any(
+        getattr(value, "is_ray", False) for value in _params_of(item).values()
+    )
 
 
 def _is_sampled(item: pytest.Item) -> bool:
