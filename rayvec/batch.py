@@ -46,6 +46,7 @@ class Batch:
         num_rows: how many.
         observation_space: of one sub-env.
         action_space: of one sub-env.
+        is_as_told: whether each worker that was started has told these very spaces, so that they need not be sent to it.
         observations: the column of observations.
         actions_version: how many batches of actions were placed.
         rewards: float64 ``(num_rows,)``.
@@ -61,6 +62,7 @@ class Batch:
 
     def _lay_out(self, observation_space: Space[Any], action_space: Space[Any], num_rows: int, arena: Arena) -> None:
         self.num_rows = num_rows
+        self.is_as_told = False
         self.observation_space = observation_space
         self.action_space = action_space
         self._actions = build_column(action_space, num_rows, arena) if _only_arrays(action_space) else None

@@ -13,7 +13,7 @@ Tuple that is refused may have left its first parts in the row.)
 from __future__ import annotations
 
 import copy
-import functools
+import math
 from abc import ABC, abstractmethod
 from collections.abc import Mapping, Sequence
 from typing import Any, NamedTuple
@@ -77,7 +77,7 @@ class Arena:
         """The next array of that shape."""
         dtype = np.dtype(dtype)
         offset = self.size
-        num_bytes = int(np.prod(shape, dtype=np.int64)) * dtype.itemsize
+        num_bytes = math.prod(shape) * dtype.itemsize
         self.size = offset + num_bytes + -num_bytes % self._ALIGNMENT
         if self._buffer is None:
             return np.empty((0,) * len(shape), dtype)
@@ -148,17 +148,20 @@ class ArrayColumn(Column):
             self._least, self._most = int(np.iinfo(self._dtype).min), int(np.iinfo(self._dtype).max)
         self._array = arena.array((num_rows, *self._shape), self._dtype)
         self._recycler = Recycler() if self._array.nbytes >= LARGE else None
+        self._views: dict[int, npt.NDArray[Any]] = {}
 
-    @functools.cached_property
-    def _views(self) -> list[npt.NDArray[Any]]:
-        """A view of each row: filling it takes half the time of an assignment by index."""
-        return [self._array[row, ...] for row in range(len(self._array))]
+    def _view(self, row: int) -> npt.NDArray[Any]:
+        """A view of that row, kept: filling it takes half the time of an assignment by index."""
+        view = self._views.get(row)
+        if view is None:
+            view = self._views[row] = self._array[row, ...]
+        return view
 
     def write(self, row: int, value: Any) -> None:
         if type(value) is np.ndarray:
             dtype = value.dtype
             if (dtype is self._dtype or dtype == self._dtype) and value.shape == self._shape:
-                self._views[row][...] = value
+                self._view(row)[...] = value
                 return
         elif type(value) is self._scalar or (type(value) is int and self._least <= value <= self._most):
             self._array[row] = value
@@ -168,7 +171,7 @@ class ArrayColumn(Column):
     def quick(self, start: int, stop: int) -> Quick:
         if self._scalar is not None:
             return super().quick(start, stop)
-        return Quick(self._views[start:stop], self._dtype, self._shape)
+        return Quick([self._view(row) for row in range(start, stop)], self._dtype, self._shape)
 
     def _converted(self, value: Any) -> npt.NDArray[Any]:
         due = f"shape {self._shape} and dtype {self._dtype}"

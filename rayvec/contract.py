@@ -210,6 +210,11 @@ class ContractVectorEnv(VectorEnv[Any, Any, Any]):
             self._block = make_block(Batch.size(*spaces, self.num_envs))
             self._blocks.append(self._block)
         self._batch = Batch(*spaces, self.num_envs, self._block.buffer if self._block is not None else None)
+        # Replies of the same bytes are one object: nothing that compares as equal and lies otherwise in memory is among them.
+        first = descriptions[0]
+        self._batch.is_as_told = (
+            self.observation_mode == "same" and len(first.spaces) == 1 and all(other is first for other in descriptions)
+        )
         for worker in self._workers:
             self._crew.attach(worker, self._batch, self._block)
         if policy.restarts:

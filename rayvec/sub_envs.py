@@ -152,6 +152,11 @@ class SubEnvs:
         first = next(self._living())
         return Description(pairs, which, dict(first.metadata), first.render_mode)
 
+    def spaces(self) -> tuple[Space[Any], Space[Any]]:
+        """The first one's observation space and action space."""
+        first = next(self._living())
+        return first.observation_space, first.action_space
+
     def attach(self, batch: Batch, first_row: int, settles: bool = False) -> None:
         """Tells them where their rows are.
 

@@ -5,7 +5,8 @@ names what it needs beyond rayvec and its tests, and blocks with the same needs 
 
     <!-- needs: torch, stable_baselines3 -->
 
-Modules that are not installed skip it. The word ``cluster`` gives it the Ray cluster of the tests: two nodes of two CPUs.
+Modules that are not installed skip it. The word ``cluster`` gives it the Ray cluster of the tests: two nodes of three CPUs
+each, one of which other tests may hold.
 """
 
 from __future__ import annotations

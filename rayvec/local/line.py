@@ -121,7 +121,8 @@ def attach_payload(
     batch: Batch, envs: range, token: tuple[str | None, int] | None, is_anew: bool, spins: bool | None = None
 ) -> bytes:
     """The payload of an ATTACH: over the shared block that ``token`` names, or over rows of the worker's own."""
+    spaces = None if batch.is_as_told and not is_anew else batch.pickled_spaces
     if token is not None:
-        return serialise.dumps(tuple(AttachPayload(batch.pickled_spaces, batch.num_rows, token, spins=spins)))
+        return serialise.dumps(tuple(AttachPayload(spaces, batch.num_rows, token, spins=spins)))
     rows = b"".join(batch.pack_results(envs.start, envs.stop)) if is_anew else None
-    return serialise.dumps(tuple(AttachPayload(batch.pickled_spaces, len(envs), None, rows)))
+    return serialise.dumps(tuple(AttachPayload(spaces, len(envs), None, rows)))

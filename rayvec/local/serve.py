@@ -86,7 +86,7 @@ class AttachPayload(NamedTuple):
     """What a worker lays its batch over.
 
     Attributes:
-        spaces: the single observation space and the single action space, pickled.
+        spaces: the single observation space and the single action space, pickled; None: those that the worker has told.
         num_rows: how many rows the batch has.
         block: the token of the shared block; None: the worker's rows are its own and travel as bytes.
         rows: what such rows hold at first, packed, where they are not all zero: the worker was started again.
@@ -94,7 +94,7 @@ class AttachPayload(NamedTuple):
             bells follow.
     """
 
-    spaces: bytes
+    spaces: bytes | None
     num_rows: int
     block: tuple[str | None, int] | None
     rows: bytes | None = None
@@ -244,7 +244,7 @@ class Session:
                 assert self._channel is not None
                 descriptor, *pair = self._channel.receive_descriptors()
             buffer = SharedBlock.attach(block, descriptor)
-        observation_space, action_space = serialise.loads(spaces)
+        observation_space, action_space = self._sub_envs.spaces() if spaces is None else serialise.loads(spaces)
         self._batch = Batch(observation_space, action_space, num_rows, buffer)
         if rows is not None:
             self._batch.unpack_results(0, num_rows, [memoryview(rows)])
