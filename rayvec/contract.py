@@ -867,8 +867,7 @@ class ContractVectorEnv(VectorEnv[Any, Any, Any]):
         """Starts a worker that has died anew and passes it its share of the pending reset."""
         self._revived.add(worker)
         self._mark_failed(worker.envs)
-        self._crew.start(worker)
-        self._crew.attach(worker, self._batch, self._block)
+        self._crew.restart(worker, self._batch, self._block)
         self._crew.ask([(worker, Verb.RESET, self._reset_payloads[worker])])
 
     @contextlib.contextmanager

@@ -26,6 +26,7 @@ from rayvec.local import bells
 from rayvec.local.memory import SharedBlock
 from rayvec.local.waiting import usable_cores
 from rayvec.protocol import REQUESTS, StepPayload, Verb
+from rayvec.stats import count_restart
 from rayvec.sub_envs import NOTHING, SETTLED, CallOutcome
 from rayvec.worker import Reply, Worker
 
@@ -128,7 +129,7 @@ class Crew:
         self._ended = False
 
     def start(self, worker: Worker) -> None:
-        """Starts ``worker``, anew if it ran before."""
+        """Starts ``worker``."""
         self.forget(worker)
         was_lost = worker.lost
         worker.start()
@@ -157,6 +158,12 @@ class Crew:
         if not worker.is_flushed():
             self._writers.add(worker)
         self.num_owed += len(worker.owed) - owed
+
+    def restart(self, worker: Worker, batch: Batch, block: SharedBlock | None) -> None:
+        """Starts ``worker`` anew, to go on over the rows that it left."""
+        self.start(worker)
+        count_restart(batch.tallies[worker.envs.start : worker.envs.stop])
+        self.attach(worker, batch, block)
 
     def ask(self, requests: Iterable[tuple[Worker, Verb, tuple[Any, ...] | None]]) -> None:
         """Sends each request, or queues it where ``max_concurrency`` is reached.

@@ -215,8 +215,7 @@ class Recovery:
         logger.warning("sub-envs %s are built anew: %s: %s", list(worker.envs), reason, self._counted(worker.envs))
         orders = [self._order(index, self._goal(worker, index, call), reason, is_new=True) for index in worker.envs]
         try:
-            self._crew.start(worker)
-            self._crew.attach(worker, self._batch, self._block)
+            self._crew.restart(worker, self._batch, self._block)
             self._ask(worker, orders, call)
         except BaseException:
             # Ctrl-C has come in between.

@@ -26,7 +26,17 @@ from typing import Any, NamedTuple
 import numpy as np
 import numpy.typing as npt
 
-__all__ = ["NUM_SLOTS", "QUICK_SECONDS", "TIMED_EVERY", "EnvStats", "Stats", "Tally", "WorkerStats", "read_stats"]
+__all__ = [
+    "NUM_SLOTS",
+    "QUICK_SECONDS",
+    "TIMED_EVERY",
+    "EnvStats",
+    "Stats",
+    "Tally",
+    "WorkerStats",
+    "count_restart",
+    "read_stats",
+]
 
 QUICK_SECONDS = 20e-6
 """Sub-envs whose steps take less on average are not timed at each step."""
@@ -68,8 +78,6 @@ class Tally:
         self._quick = len(rows) * QUICK_SECONDS
         self._elapsed = float(rows[0, _ELAPSED])
         self._last = 0.0
-        if self._elapsed:
-            rows[:, _RESTARTS] += 1
 
     def end_step(self, began: float, ended: float) -> None:
         """The step that was counted last was made between these times of ``time.perf_counter``."""
@@ -109,6 +117,11 @@ class Tally:
     def count_restart(self, index: int) -> None:
         """A sub-env was built anew."""
         self._rows[index, _RESTARTS] += 1
+
+
+def count_restart(rows: npt.NDArray[np.float64]) -> None:
+    """All sub-envs of a worker are built anew; nobody counts in their rows meanwhile."""
+    rows[:, _RESTARTS] += 1
 
 
 class EnvStats(NamedTuple):

@@ -5,6 +5,7 @@ from __future__ import annotations
 import os
 import re
 import select
+import signal
 import sys
 import tempfile
 import threading
@@ -17,7 +18,17 @@ from typing import Any, NamedTuple
 
 from clusters import living_actors
 
-__all__ = ["Process", "World", "descendants_of", "is_running", "notes_of", "wait_until", "wait_until_gone", "within"]
+__all__ = [
+    "Process",
+    "World",
+    "descendants_of",
+    "is_running",
+    "kill_last",
+    "notes_of",
+    "wait_until",
+    "wait_until_gone",
+    "within",
+]
 
 _POLL_SECONDS = 0.005
 _RAYS_OWN = re.compile(r"ray::|/ray/|raylet|gcs_server")
@@ -115,6 +126,13 @@ def wait_until_gone(pids: list[int], timeout: float) -> None:
         TimeoutError: some do after ``timeout`` seconds.
     """
     wait_until(lambda: not [pid for pid in pids if is_running(pid)], f"processes {pids} have ended", timeout)
+
+
+def kill_last(envs: Any) -> None:
+    """Kills the process of a vector env's last sub-env, and waits for its end."""
+    pid = envs.actors[-1].pid if hasattr(envs, "actors") else envs.processes[-1].pid
+    os.kill(pid, signal.SIGKILL)
+    wait_until_gone([pid], 5)
 
 
 class World(NamedTuple):

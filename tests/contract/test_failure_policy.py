@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import logging
 import os
-import signal
 from collections.abc import Callable, Sequence
 from contextlib import closing
 from functools import partial
@@ -20,7 +19,7 @@ from gymnasium import spaces
 from gymnasium.error import ResetNeeded
 from gymnasium.vector import AutoresetMode
 from workers import doubling_worker
-from world import notes_of, wait_until_gone
+from world import kill_last, notes_of
 
 import rayvec
 from rayvec import CallTimeoutError, WorkerLostError
@@ -149,13 +148,6 @@ def test_killed_while_idle(engine: Engine) -> None:
         assert both.step() == share
         for _ in range(5):
             assert both.step() == []
-
-
-def kill_last(envs: Any) -> None:
-    """Kills the process of the last sub-env."""
-    pid = envs.actors[-1].pid if hasattr(envs, "actors") else envs.processes[-1].pid
-    os.kill(pid, signal.SIGKILL)
-    wait_until_gone([pid], 5)
 
 
 @each(FEW)

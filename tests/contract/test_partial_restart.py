@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import os
-import signal
 import time
 from collections.abc import Sequence
 from contextlib import closing
@@ -19,7 +18,7 @@ from gymnasium import spaces
 from gymnasium.error import NoAsyncCallError, ResetNeeded
 from gymnasium.vector import AutoresetMode
 from partial_loop import LAST, NUM_ENVS, PartialLoop, batch_size_of, counting, go_on, share_of, with_last, zeros
-from world import notes_of, wait_until_gone, within
+from world import kill_last, notes_of, within
 
 import rayvec
 from rayvec import CallTimeoutError, WorkerLostError
@@ -183,13 +182,6 @@ def test_waiting_for_a_turn_is_not_taking_long() -> None:
             found.append(restarted)
             both.send(ids)
         assert found == [[], [], [LAST], []]
-
-
-def kill_last(envs: Any) -> None:
-    """Kills the process of the last sub-env."""
-    pid = envs.actors[-1].pid if hasattr(envs, "actors") else envs.processes[-1].pid
-    os.kill(pid, signal.SIGKILL)
-    wait_until_gone([pid], 5)
 
 
 @each(FEW, needs="in_processes")

@@ -9,8 +9,9 @@ from typing import Any
 import numpy as np
 import pytest
 from engines import ONE_EACH, Engine, each
+from world import kill_last
 
-from rayvec.stats import NUM_SLOTS, QUICK_SECONDS, TIMED_EVERY, Tally, read_stats
+from rayvec.stats import NUM_SLOTS, QUICK_SECONDS, TIMED_EVERY, Tally, count_restart, read_stats
 from rayvec.testing import CountingEnv, SlowEnv
 
 NUM_ENVS = 4
@@ -42,6 +43,18 @@ def test_counts(engine: Engine, mode: str) -> None:
     for worker in stats.workers:
         assert worker.steps == 20
         assert worker.resets == sum(stats.sub_envs[index].resets for index in worker.envs)
+
+
+@each(ONE_EACH, needs="in_processes")
+@pytest.mark.parametrize("on_failure", ["raise", "restart"])
+def test_a_worker_that_dies_before_it_has_done_anything(engine: Engine, on_failure: str) -> None:
+    """The reset that starts it again is counted as a restart all the same."""
+    with closing(engine.make([partial(CountingEnv, index=index) for index in range(NUM_ENVS)], on_failure=on_failure)) as envs:
+        kill_last(envs)
+        envs.reset(seed=1)
+        stats = envs.stats()
+    share = engine.together_with(NUM_ENVS - 1, NUM_ENVS)
+    assert [told.restarts for told in stats.sub_envs] == [int(index in share) for index in range(NUM_ENVS)]
 
 
 @each(ONE_EACH)
@@ -102,6 +115,7 @@ def test_times_add_up() -> None:
     step(tally, 12.0, 12.5)
     step(tally, 13.0, 14.5)
     again = Tally(rows)
+    count_restart(rows)
     step(again, 1.0, 2.0)
     stats = read_stats(rows, [(range(2), "someone")])
     worker = stats.workers[0]
