@@ -105,7 +105,8 @@ def wait_for_answer(envs: Any, index: int) -> None:
 def test_they_come_in_the_order_of_arrival(engine: Engine, tmp_path: Path) -> None:
     """First come, first served; one that answers again stands behind those that have waited longer."""
     env_fns, gates = gated(tmp_path)
-    with closing(engine.make(env_fns, batch_size=1)) as envs:
+    one_each: dict[str, Any] = {"num_actors": None} if engine.is_ray else {}
+    with closing(engine.make(env_fns, batch_size=1, **one_each)) as envs:
         envs.reset(seed=5)
         envs.send(zeros(NUM_ENVS), range(NUM_ENVS))
         for index in (4, 0, 3, 1):
