@@ -21,14 +21,13 @@ import functools
 import gc
 import os
 import random
-import select
 import signal
 import socket
 import struct
 import threading
 import time
 from collections.abc import Callable, Sequence
-from multiprocessing import parent_process
+from multiprocessing import connection, parent_process
 from typing import Any, NamedTuple
 
 import numpy as np
@@ -151,7 +150,7 @@ def _follow(caller: int, channel: WorkerChannel) -> None:
             return
         parent.join()
     else:
-        select.select([descriptor], [], [])
+        connection.wait([descriptor])
     channel.hang_up()
     time.sleep(_GRACE)
     os._exit(1)

@@ -65,9 +65,11 @@ def test_killed(options: str, state: str, tmp_path: Path) -> None:
         assert "Traceback" not in stderr
 
 
-def test_killed_lets_envs_close(tmp_path: Path) -> None:
-    """Workers that can still close their sub-envs do so."""
-    main = """
+@pytest.mark.parametrize("num_descriptors", [0, 1030])
+def test_killed_lets_envs_close(num_descriptors: int, tmp_path: Path) -> None:
+    """Workers that can still close their sub-envs do so, also those of a caller with more descriptors than select takes."""
+    main = f"""
+    held = [os.dup(0) for _ in range({num_descriptors})]
     envs = rayvec.AsyncVectorEnv(FNS)
     envs.reset()
     say("ready")
