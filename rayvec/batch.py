@@ -17,7 +17,7 @@ kept by the protocol, is all that prevents a torn read.
 from __future__ import annotations
 
 import functools
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from typing import Any
 
 import numpy as np
@@ -136,6 +136,10 @@ class Batch:
         """The actions of rows ``start`` to ``stop``, one for each sub-env, which may keep and change them."""
         assert self._actions is not None
         return self._actions.rows(start, stop)
+
+    def action_reader(self, row: int) -> Callable[[], Any] | None:
+        """What gives that row's action at each call, the sub-env's to keep; None where it does not lie in one array."""
+        return self._actions.reader(row) if isinstance(self._actions, ArrayColumn) else None
 
     def action_arrays(self) -> list[npt.NDArray[Any]]:
         """The arrays that hold the actions, first axis the row; none where actions have no fixed layout."""

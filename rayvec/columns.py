@@ -15,7 +15,8 @@ from __future__ import annotations
 import copy
 import math
 from abc import ABC, abstractmethod
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
+from functools import partial
 from typing import Any, NamedTuple
 
 import numpy as np
@@ -219,6 +220,10 @@ class ArrayColumn(Column):
         # Items of a flat array are copies already.
         array = self._array
         return [array[start]] if stop - start == 1 else list(array[start:stop])
+
+    def reader(self, row: int) -> Callable[[], Any]:
+        """What gives the value of that row at each call, the receiver's to keep, as :meth:`rows` does."""
+        return partial(self._array.__getitem__, row) if self._scalar is not None else self._view(row).copy
 
     def write_all(self, values: Any, rows: Rows | None = None) -> bool:
         """Stores one value for every row (of ``rows``), if no conversion is needed; returns whether it did.

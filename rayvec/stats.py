@@ -110,9 +110,10 @@ class Tally:
 
     def count_reset(self, index: int, in_step: bool = False) -> None:
         """A sub-env was reset; ``in_step``: instead of being stepped."""
-        self._rows[index, _RESETS] += 1
+        own = self._views[index]
+        own[_RESETS] += 1.0
         if in_step:
-            self._rows[index, _RESETS_IN_STEP] += 1
+            own[_RESETS_IN_STEP] += 1.0
 
     def count_restart(self, index: int) -> None:
         """A sub-env was built anew."""

@@ -194,6 +194,7 @@ class Session:
         self._is_bare = False
         """Whether rows say everything when a step gives neither infos nor failures."""
         self._outcome: Outcome | None = None
+        self._step: Callable[[], Outcome]
 
     def step(self) -> bytes | None:
         """Steps with the actions that lie in shared rows.
@@ -201,7 +202,7 @@ class Session:
         Returns:
             The ring that says all there is to say; None where :meth:`answer` has to say it.
         """
-        outcome = self._sub_envs.step()
+        outcome = self._step()
         if self._is_bare:
             if outcome is NOTHING:
                 return bells.STEP
@@ -252,6 +253,7 @@ class Session:
             self._channel.listen_to(Bells(*pair), _STEP, self._batch.lamps(self._sub_envs.first) if spins else None)
         self._is_bare = self._shared and not self._batch.has_objects
         self._sub_envs.attach(self._batch, self._sub_envs.first if self._shared else 0, settles=self._shared)
+        self._step = self._sub_envs.step_alone if len(self._sub_envs) == 1 else self._sub_envs.step
 
     def _actions(self, data: memoryview) -> Sequence[Any] | None:
         """The actions that came with a STEP: bytes, put into the rows, or one by one."""
