@@ -10,8 +10,8 @@ A :class:`Tally` adds up over a row of ``Batch.tallies`` for each sub-env; a row
 be asked for. What concerns a worker as a whole stands in the row of its first sub-env.
 
 Every step is counted. Where its sub-envs take so long that reading a clock is nothing to them, every step is timed too, and
-each sub-env within it; where they are quicker than :data:`QUICK_SECONDS`, one step in :data:`TIMED_EVERY`, which then
-stands for all that were not timed since the last one.
+each sub-env within it; where each is quicker than :data:`QUICK_SECONDS`, or all are than :data:`QUICK_STEP`, one step in
+:data:`TIMED_EVERY`, which then stands for all that were not timed since the last one.
 
 Assumptions: a row has one writer at a time, its worker, and the caller reads single numbers, which are never torn. The
 tally of a worker that is started again goes on from where the last one was.
@@ -40,6 +40,8 @@ __all__ = [
 
 QUICK_SECONDS = 20e-6
 """Sub-envs whose steps take less on average are not timed at each step."""
+QUICK_STEP = 100e-6
+"""Nor is a worker whose step takes less: of few sub-envs among many processes, which find the clock and the tally cold."""
 TIMED_EVERY = 61
 """One step of theirs in so many is: a number that shares no factor with the lengths that things in envs tend to have."""
 
@@ -75,7 +77,7 @@ class Tally:
         self.shares = len(rows) > 1
         self.steps = self._timed = float(rows[0, _STEPS])
         self.due = self.steps + 1.0
-        self._quick = len(rows) * QUICK_SECONDS
+        self._quick = max(len(rows) * QUICK_SECONDS, QUICK_STEP)
         self._elapsed = float(rows[0, _ELAPSED])
         self._last = 0.0
 
