@@ -151,7 +151,7 @@ class Lockstep:
     def reset(self, *, seed: int) -> None:
         """Resets all."""
         self._loop.reset(seed=seed)
-        self.step([*self._table[-1]])
+        self.step(self._table[-1])
 
     def step(self, actions: Sequence[Any]) -> None:
         """Steps the own share while the others step theirs, and waits for them."""

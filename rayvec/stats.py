@@ -70,7 +70,6 @@ class Tally:
     """
 
     def __init__(self, rows: npt.NDArray[np.float64]) -> None:
-        self._rows = rows
         # Plain floats are quicker to count with than anything else that goes into the rows, and a memoryview to store into.
         self._views: list[Any] = [memoryview(row) for row in rows]
         self.told = self._views[0]
@@ -119,7 +118,7 @@ class Tally:
 
     def count_restart(self, index: int) -> None:
         """A sub-env was built anew."""
-        self._rows[index, _RESTARTS] += 1
+        self._views[index][_RESTARTS] += 1.0
 
 
 def count_restart(rows: npt.NDArray[np.float64]) -> None:
