@@ -26,6 +26,7 @@ import numpy as np
 import ray
 from gymnasium.error import Error as GymnasiumError
 from gymnasium.vector import VectorEnv
+from options import natural, positive
 from ray.cluster_utils import Cluster
 from ray.exceptions import RayError
 from rich.console import Console
@@ -147,18 +148,6 @@ def parse(argv: Sequence[str] | None) -> argparse.Namespace:
     if options.num_actors > options.num_envs:
         parser.error(f"--num-actors: {options.num_actors} actors cannot share {options.num_envs} sub-envs")
     return options
-
-
-def positive(text: str) -> int:
-    """A whole number from 1 on."""
-    if not text.isdecimal() or int(text) < 1:
-        raise argparse.ArgumentTypeError(f"a whole number from 1 on is needed, not {text!r}")
-    return int(text)
-
-
-def natural(text: str) -> int:
-    """A whole number from 0 on."""
-    return 0 if text == "0" else positive(text)
 
 
 def amount(text: str) -> float:

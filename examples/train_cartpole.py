@@ -23,6 +23,7 @@ from typing import Any, NamedTuple
 import numpy as np
 from gymnasium.vector import VectorEnv
 from numpy.typing import NDArray
+from options import natural, positive
 from rich.console import Console
 from rich.progress import BarColumn, Progress, SpinnerColumn, TextColumn, TimeElapsedColumn
 
@@ -212,18 +213,6 @@ def parse(argv: Sequence[str] | None) -> argparse.Namespace:
         if not options.plot.resolve().parent.is_dir():
             parser.error(f"--plot: there is no folder {options.plot.resolve().parent}")
     return options
-
-
-def positive(text: str) -> int:
-    """A whole number from 1 on."""
-    if not text.isdecimal() or int(text) < 1:
-        raise argparse.ArgumentTypeError(f"a whole number from 1 on is needed, not {text!r}")
-    return int(text)
-
-
-def natural(text: str) -> int:
-    """A whole number from 0 on."""
-    return 0 if text == "0" else positive(text)
 
 
 def workers(text: str) -> int | str:

@@ -26,6 +26,7 @@ from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from typing import Any, NamedTuple
 
+from options import natural, number, positive
 from rich.console import Console
 
 import rayvec
@@ -153,29 +154,6 @@ def parse(argv: Sequence[str] | None) -> argparse.Namespace:
     if options.engine == "sync" and options.num_workers is not None:
         parser.error("--num-workers needs --engine async or ray: the sync engine steps in the env runner itself")
     return options
-
-
-def positive(text: str) -> int:
-    """A whole number from 1 on."""
-    if not text.isdecimal() or int(text) < 1:
-        raise argparse.ArgumentTypeError(f"a whole number from 1 on is needed, not {text!r}")
-    return int(text)
-
-
-def natural(text: str) -> int:
-    """A whole number from 0 on."""
-    return 0 if text == "0" else positive(text)
-
-
-def number(text: str) -> float:
-    """A number that something can reach."""
-    try:
-        value = float(text)
-    except ValueError:
-        value = math.nan
-    if not math.isfinite(value):
-        raise argparse.ArgumentTypeError(f"a number is needed, not {text!r}")
-    return value
 
 
 def main(argv: Sequence[str] | None = None) -> int:

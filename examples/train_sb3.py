@@ -11,7 +11,6 @@ is 0 if the mean return over fresh episodes reaches the goal.
 from __future__ import annotations
 
 import argparse
-import math
 import statistics
 import sys
 import time
@@ -22,6 +21,7 @@ from typing import Any
 import gymnasium as gym
 import numpy as np
 import torch
+from options import add_engine_options, check_engine_options, natural, number, positive
 from stable_baselines3 import PPO
 from stable_baselines3.common.callbacks import EvalCallback, StopTrainingOnRewardThreshold
 from stable_baselines3.common.evaluation import evaluate_policy
@@ -125,46 +125,18 @@ def train(options: argparse.Namespace) -> float:
 def parse(argv: Sequence[str] | None) -> argparse.Namespace:
     """The options, checked."""
     parser = argparse.ArgumentParser(description=f"Learn {ENV_ID} with stable-baselines3's PPO over rayvec.")
+    add_engine_options(parser)
     add = parser.add_argument
-    add("--vectorization-mode", choices=["sync", "async", "ray"], default="async", help="the engine (default: async)")
-    add("--num-envs", type=positive, default=8, metavar="N", help="sub-envs (default: %(default)s)")
-    add("--num-workers", type=positive, metavar="N", help="processes or actors (default: 2, or 1 for a single sub-env)")
     add("--seed", type=natural, default=0, metavar="N", help="of policy and envs (default: 0)")
     add("--max-steps", type=positive, default=300_000, metavar="N", help="end learning then (default: %(default)s)")
     add("--goal", type=number, default=450.0, metavar="R", help="mean return to reach (default: %(default)g)")
     add("--seconds", type=number, default=3.0, metavar="S", help="of each measurement; 0: none (default: %(default)g)")
     add("--compared-steps", type=positive, default=8192, metavar="N", help="to learn in each (default: %(default)s)")
     options = parser.parse_args(argv)
-    if options.vectorization_mode == "sync" and options.num_workers is not None:
-        parser.error("--num-workers needs --vectorization-mode async or ray: the sync engine has no workers")
-    if options.num_workers is not None and options.num_workers > options.num_envs:
-        parser.error(f"--num-workers: {options.num_workers} workers cannot share {options.num_envs} sub-envs")
+    check_engine_options(parser, options)
     if options.seconds < 0:
         parser.error(f"--seconds: a number from 0 on is needed, not {options.seconds:g}")
     return options
-
-
-def positive(text: str) -> int:
-    """A whole number from 1 on."""
-    if not text.isdecimal() or int(text) < 1:
-        raise argparse.ArgumentTypeError(f"a whole number from 1 on is needed, not {text!r}")
-    return int(text)
-
-
-def natural(text: str) -> int:
-    """A whole number from 0 on."""
-    return 0 if text == "0" else positive(text)
-
-
-def number(text: str) -> float:
-    """A number that something can reach."""
-    try:
-        value = float(text)
-    except ValueError:
-        value = math.nan
-    if not math.isfinite(value):
-        raise argparse.ArgumentTypeError(f"a number is needed, not {text!r}")
-    return value
 
 
 def main(argv: Sequence[str] | None = None) -> int:

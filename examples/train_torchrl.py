@@ -24,6 +24,7 @@ from typing import Any
 
 import numpy as np
 import torch
+from options import add_engine_options, check_engine_options, natural, number, positive
 from tensordict.nn import TensorDictModule
 from torch.distributions import Categorical
 from torchrl.collectors import Collector
@@ -109,42 +110,14 @@ def train(env: Any, seed: int, goal: float, max_steps: int) -> float:
 def parse(argv: Sequence[str] | None) -> argparse.Namespace:
     """The options, checked."""
     parser = argparse.ArgumentParser(description=f"Learn {ENV_ID} with TorchRL's PPO over an engine of rayvec's.")
+    add_engine_options(parser)
     add = parser.add_argument
-    add("--vectorization-mode", choices=["sync", "async", "ray"], default="async", help="the engine (default: async)")
-    add("--num-envs", type=positive, default=8, metavar="N", help="sub-envs (default: %(default)s)")
-    add("--num-workers", type=positive, metavar="N", help="processes or actors (default: 2, or 1 for a single sub-env)")
     add("--seed", type=natural, default=0, metavar="N", help="of policy and envs (default: 0)")
     add("--max-steps", type=positive, default=100_000, metavar="N", help="end learning then (default: %(default)s)")
     add("--goal", type=number, default=GOAL, metavar="R", help="mean return to reach (default: %(default)g)")
     options = parser.parse_args(argv)
-    if options.vectorization_mode == "sync" and options.num_workers is not None:
-        parser.error("--num-workers needs --vectorization-mode async or ray: the sync engine has no workers")
-    if options.num_workers is not None and options.num_workers > options.num_envs:
-        parser.error(f"--num-workers: {options.num_workers} workers cannot share {options.num_envs} sub-envs")
+    check_engine_options(parser, options)
     return options
-
-
-def positive(text: str) -> int:
-    """A whole number from 1 on."""
-    if not text.isdecimal() or int(text) < 1:
-        raise argparse.ArgumentTypeError(f"a whole number from 1 on is needed, not {text!r}")
-    return int(text)
-
-
-def natural(text: str) -> int:
-    """A whole number from 0 on."""
-    return 0 if text == "0" else positive(text)
-
-
-def number(text: str) -> float:
-    """A number that something can reach."""
-    try:
-        value = float(text)
-    except ValueError:
-        value = math.nan
-    if not math.isfinite(value):
-        raise argparse.ArgumentTypeError(f"a number is needed, not {text!r}")
-    return value
 
 
 def main(argv: Sequence[str] | None = None) -> int:
