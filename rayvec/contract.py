@@ -188,12 +188,11 @@ class ContractVectorEnv(VectorEnv[Any, Any, Any]):
     ) -> None:
         """Starts the workers, learns the spaces from them, lays out the memory and hands it to them."""
         deadline = self._deadline(None, self._timeouts.start)
-        for worker in self._workers:
-            self._crew.start(worker)
+        self._crew.start(*self._workers)
         descriptions = self._started(deadline)
         told = [description.spaces[which] for description in descriptions for which in description.which]
         # Nobody else's: neither an env's in this process, nor another vector env's that was told the same.
-        own = {id(pair): snapshot(pair) for pair in told}
+        own = {key: snapshot(pair) for key, pair in {id(pair): pair for pair in told}.items()}
         pairs = [own[id(pair)] for pair in told]
         (
             self.single_observation_space,

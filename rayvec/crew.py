@@ -11,6 +11,7 @@ Nothing here knows what a request means.
 
 from __future__ import annotations
 
+import itertools
 import os
 import selectors
 import time
@@ -128,16 +129,20 @@ class Crew:
         self._owner = os.getpid()
         self._ended = False
 
-    def start(self, worker: Worker) -> None:
-        """Starts ``worker``."""
-        self.forget(worker)
-        was_lost = worker.lost
-        worker.start()
-        if was_lost:
-            self.has_lost = any(other.lost for other in self.workers)
-        self.num_owed += 1
-        self._starting.add(worker)
-        self._watch(worker)
+    def start(self, *workers: Worker) -> None:
+        """Starts some of them."""
+        for worker in workers:
+            self.forget(worker)
+        try:
+            for kind, alike in itertools.groupby(workers, lambda worker: worker.__class__):
+                kind.start_all(list(alike))
+        finally:
+            started = [worker for worker in workers if worker.owed]
+            self.num_owed += len(started)
+            self._starting.update(started)
+            for worker in started:
+                self._watch(worker)
+        self.has_lost = self.has_lost and any(worker.lost for worker in self.workers)
 
     def _watch(self, worker: Worker) -> None:
         """Listens to what ``worker`` says can be listened to now."""

@@ -71,6 +71,12 @@ class Worker(ABC):
     def start(self) -> None:
         """Makes it anew, with new sub-envs; owes a START. What was there before is gone first."""
 
+    @classmethod
+    def start_all(cls, workers: Sequence[Worker]) -> None:
+        """Starts several, all of this class."""
+        for worker in workers:
+            worker.start()
+
     @abstractmethod
     def attach(self, batch: Batch, block: SharedBlock | None) -> None:
         """Gives it its memory; owes an ATTACH, unless there is nobody to tell.

@@ -32,7 +32,7 @@ from rayvec.columns import Mismatch
 from rayvec.errors import InvalidObservationError, QuotedEnvError, WorkerTraceback
 from rayvec.failures import Failure
 from rayvec.local.memory import SharedBlock
-from rayvec.local.process import ChildProcess, ChildWorker
+from rayvec.local.process import ChildProcess, ChildWorker, starting_quietly
 from rayvec.protocol import (
     CallPayload,
     GetStatePayload,
@@ -153,7 +153,10 @@ class CustomWorker(ChildWorker):
             args = (*args, setup.context.BoundedSemaphore(1) if setup.is_bounded else None)
         try:
             name = f"Worker<AsyncVectorEnv>-{self._index}"
-            self._child = ChildProcess(setup.context, setup.function, args, name=name, daemon=setup.daemon)
+            child = ChildProcess(setup.context, setup.function, args, name=name, daemon=setup.daemon)
+            with starting_quietly():
+                child.start()
+            self._child = child
         except BaseException:
             ours.close()
             raise

@@ -31,7 +31,7 @@ from rayvec.protocol import Verb
 from rayvec.sub_envs import EnvFn
 from rayvec.worker import BareLine, Reply, Worker
 
-__all__ = ["CarriedEnvFns", "ChildProcess", "ChildWorker", "ProcessWorker", "wait_readable"]
+__all__ = ["CarriedEnvFns", "ChildProcess", "ChildWorker", "ProcessWorker", "starting_quietly", "wait_readable"]
 
 _KILL_GRACE = 5.0
 """Seconds that the system has to end a process after SIGKILL, which nothing can refuse."""
@@ -88,13 +88,13 @@ def _pickled_env_fns(env_fns: Sequence[EnvFn], first: int, reason: tuple[str, st
         raise TypeError(f"the env_fns cannot be pickled together: {whole}") from whole
 
 
-_STARTED: weakref.WeakSet[BaseProcess] = weakref.WeakSet()
+_OURS: weakref.WeakSet[BaseProcess] = weakref.WeakSet()
 
 
 def _disown() -> None:
     """In a process that was forked off the caller by hand: keeps its exit from ending the caller's workers."""
     children: set[BaseProcess] = getattr(multiprocessing.process, "_children", set())
-    children.difference_update(_STARTED)
+    children.difference_update(_OURS)
 
 
 if hasattr(os, "register_at_fork"):
@@ -113,24 +113,32 @@ class ChildProcess:
 
     Attributes:
         process: the process.
-        pid: its process id.
-        descriptor: becomes readable when it has ended.
+        pid: its process id, once it was started.
     """
 
     def __init__(
         self, context: BaseContext, target: Callable[..., None], args: tuple[Any, ...], *, name: str, daemon: bool
     ) -> None:
         self.process: BaseProcess = context.Process(target=target, name=name, args=args, daemon=daemon)  # type: ignore[attr-defined]
-        with _starting_quietly():
-            self.process.start()
-        _STARTED.add(self.process)
+        self.pid = 0
+        self._pidfd: int | None = None
+        _OURS.add(self.process)
+
+    def start(self) -> None:
+        """Starts it, within :func:`starting_quietly`."""
+        self.process.start()
         assert self.process.pid is not None
-        self.pid: int = self.process.pid
-        self._pidfd = -1
-        with contextlib.suppress(AttributeError, OSError):
-            self._pidfd = os.pidfd_open(self.pid)
+        self.pid = self.process.pid
+
+    @property
+    def descriptor(self) -> int:
+        """Becomes readable when it has ended."""
+        if self._pidfd is None:
+            self._pidfd = -1
+            with contextlib.suppress(AttributeError, OSError):
+                self._pidfd = os.pidfd_open(self.pid)
         # Not every platform has the former; the latter stays silent while a process forked off the worker lives on.
-        self.descriptor: int = self._pidfd if self._pidfd >= 0 else self.process.sentinel
+        return self._pidfd if self._pidfd >= 0 else self.process.sentinel
 
     def is_alive(self) -> bool:
         """Whether it still runs; does not wait."""
@@ -151,7 +159,7 @@ class ChildProcess:
         """Frees what the caller holds of it, once it has ended."""
         wait_readable(self.descriptor, _KILL_GRACE)
         self.process.join(_KILL_GRACE)
-        if self._pidfd >= 0:
+        if self._pidfd is not None and self._pidfd >= 0:
             os.close(self._pidfd)
             self._pidfd = -1
         if self.process.exitcode is not None:
@@ -159,8 +167,8 @@ class ChildProcess:
 
 
 @contextlib.contextmanager
-def _starting_quietly() -> Iterator[None]:
-    """A process started within has Ctrl-C blocked until it minds it, and none of MPI's environment variables."""
+def starting_quietly() -> Iterator[None]:
+    """Processes started within have Ctrl-C blocked until they mind it, and none of MPI's environment variables."""
     with clear_mpi_env_vars() if _is_under_mpi() else contextlib.nullcontext():
         if not hasattr(signal, "pthread_sigmask"):
             yield
@@ -272,23 +280,50 @@ class ProcessWorker(ChildWorker):
         self._seeds = seeds
         self._name = name
         self._num_starts = 0
+        self._plug: list[socket.socket] = []
+        """The worker's end of the connection while it is started, for the arguments are made before."""
         self._line: ChannelLine | None = None
 
     def start(self) -> None:
+        self.start_all([self])
+
+    @classmethod
+    def start_all(cls, workers: Sequence[Worker]) -> None:
+        own = [worker for worker in workers if isinstance(worker, cls)]
+        children = [worker._prepare_start() for worker in own]
+        sockets: list[socket.socket] = []
+        try:
+            # Under fork, each page of memory that is written to between two of these is copied once more.
+            with starting_quietly():
+                for worker, child in zip(own, children, strict=True):
+                    sockets.append(worker._launch(child))
+        finally:
+            for worker, sock in zip(own, sockets, strict=False):
+                worker._finish_start(sock)
+
+    def _prepare_start(self) -> ChildProcess:
         self.kill()
         self.release()
         seed = self._seeds.seed(self.envs.start, self._num_starts)
         self._num_starts += 1
+        args = (self._plug, self._env_fns, WorkerPlan(self.envs.start, self._autoreset_mode, seed, os.getpid()))
+        return ChildProcess(self._context, work, args, name=self._name, daemon=self._daemon)
+
+    def _launch(self, child: ChildProcess) -> socket.socket:
         ours, theirs = socket.socketpair()
+        self._plug.append(theirs)
         try:
-            plan = WorkerPlan(self.envs.start, self._autoreset_mode, seed, os.getpid())
-            self._child = ChildProcess(self._context, work, (theirs, self._env_fns, plan), name=self._name, daemon=self._daemon)
+            child.start()
         except BaseException:
             ours.close()
             raise
         finally:
-            theirs.close()
-        self._line = ChannelLine(CallerChannel(ours), self.envs)
+            self._plug.pop().close()
+        self._child = child
+        return ours
+
+    def _finish_start(self, sock: socket.socket) -> None:
+        self._line = ChannelLine(CallerChannel(sock), self.envs)
         self.lost = False
         self.owed.append(Verb.START)
 

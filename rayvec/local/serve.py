@@ -21,13 +21,14 @@ import functools
 import gc
 import os
 import random
+import select
 import signal
 import socket
 import struct
 import threading
 import time
 from collections.abc import Callable, Sequence
-from multiprocessing import connection, parent_process
+from multiprocessing import parent_process
 from typing import Any, NamedTuple
 
 import numpy as np
@@ -100,11 +101,17 @@ class AttachPayload(NamedTuple):
     spins: bool | None = None
 
 
-def work(sock: socket.socket, env_fns: Callable[[], Sequence[EnvFn]], plan: WorkerPlan) -> None:
-    """The main function of a worker process."""
+def work(plug: list[socket.socket], env_fns: Callable[[], Sequence[EnvFn]], plan: WorkerPlan) -> None:
+    """The main function of a worker process.
+
+    Args:
+        plug: the end of its connection, alone.
+        env_fns: how to build its sub-envs.
+        plan: the rest.
+    """
     # A forked worker shares the caller's memory until either writes; the collector would write all over it.
     gc.freeze()
-    channel = WorkerChannel(sock)
+    channel = WorkerChannel(plug.pop())
     _mind_signals()
     follow_caller(plan.caller, channel)
     random.seed(plan.seed)
@@ -134,23 +141,29 @@ def follow_caller(caller: int, channel: WorkerChannel) -> None:
 
     End of file on the channel would tell as much, but not if a process forked off the caller has inherited its end.
     """
-    # Not a Thread, whose start is waited for.
-    _thread.start_new_thread(_follow, (caller, channel))
+    wait = _end_of(caller)
+    if wait is not None:
+        # Not a Thread, whose start is waited for; and what it runs is prepared, for what a new thread touches is dear.
+        _thread.start_new_thread(_follow, (wait, channel))
 
 
-def _follow(caller: int, channel: WorkerChannel) -> None:
+def _end_of(caller: int) -> Callable[[], object] | None:
+    """What waits for the end of process ``caller``; None: nobody can, and somebody else sees to it."""
     try:
         descriptor = os.pidfd_open(caller)
     except ProcessLookupError:
-        pass
+        return lambda: None
     except (AttributeError, OSError):
         parent = parent_process()
-        if parent is None:
-            # Nobody's child: an actor, which Ray ends with its owner.
-            return
-        parent.join()
-    else:
-        connection.wait([descriptor])
+        # Nobody's child is an actor, which Ray ends with its owner.
+        return None if parent is None else parent.join
+    watch = select.poll()
+    watch.register(descriptor, select.POLLIN)
+    return watch.poll
+
+
+def _follow(wait: Callable[[], object], channel: WorkerChannel) -> None:
+    wait()
     channel.hang_up()
     time.sleep(_GRACE)
     os._exit(1)

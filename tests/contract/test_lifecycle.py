@@ -14,6 +14,7 @@ import time
 from collections.abc import Callable
 from contextlib import closing
 from functools import partial
+from multiprocessing.process import BaseProcess
 from pathlib import Path
 from typing import Any
 
@@ -112,6 +113,24 @@ def test_failing_constructor_under_each_start_method(engine: Engine, tmp_path: P
         engine.make(with_one(3, partial(RaisingEnv, on="init", error=OwnError("own")), log=log))
     assert "sub-env 3" in notes_of(caught.value)
     assert_all_closed(log, but=[3])
+
+
+@each(START_METHODS)
+def test_a_process_that_cannot_be_started(engine: Engine, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """The system's error is raised, and the processes that were started before close their sub-envs and end."""
+    log = tmp_path / "log"
+    start = BaseProcess.start
+
+    def refused(process: BaseProcess) -> None:
+        if process.name.endswith("VectorEnv>-1"):
+            raise BlockingIOError(11, "no more processes")
+        start(process)
+
+    monkeypatch.setattr(BaseProcess, "start", refused)
+    with pytest.raises(BlockingIOError, match="no more processes"):
+        engine.make(counting(log=log))
+    assert read_log(log)
+    assert_all_closed(log)
 
 
 class OwnError(Exception):
