@@ -10,8 +10,8 @@ A :class:`Tally` adds up over a row of ``Batch.tallies`` for each sub-env; a row
 be asked for. What concerns a worker as a whole stands in the row of its first sub-env.
 
 Every step is counted. Where its sub-envs take so long that reading a clock is nothing to them, every step is timed too, and
-each sub-env within it; where each is quicker than :data:`QUICK_SECONDS`, or all are than :data:`QUICK_STEP`, one step in
-:data:`TIMED_EVERY`, which then stands for all that were not timed since the last one.
+each sub-env within it; where each is quicker than :data:`QUICK_SECONDS`, one step in :data:`TIMED_EVERY`, which then stands
+for all that were not timed since the last one.
 
 Assumptions: a row has one writer at a time, its worker, and the caller reads single numbers, which are never torn. The
 tally of a worker that is started again goes on from where the last one was.
@@ -38,10 +38,8 @@ __all__ = [
     "read_stats",
 ]
 
-QUICK_SECONDS = 20e-6
-"""Sub-envs whose steps take less on average are not timed at each step."""
-QUICK_STEP = 100e-6
-"""Nor is a worker whose step takes less: of few sub-envs among many processes, which find the clock and the tally cold."""
+QUICK_SECONDS = 200e-6
+"""Sub-envs whose steps take less on average are not timed at each step: where processes are many, clock and tally are cold."""
 TIMED_EVERY = 61
 """One step of theirs in so many is: a number that shares no factor with the lengths that things in envs tend to have."""
 
@@ -50,7 +48,7 @@ NUM_SLOTS = 16
 # Of a worker, in the row of its first sub-env:
 _STEPS, _STEPS_TIMED, _STEP_SECONDS, _WORST_STEP, _RESET_SECONDS, _ELAPSED = range(6)
 # Of a sub-env:
-_RESETS, _RESETS_IN_STEP, _RESTARTS, _STEP_SECONDS_OF_ONE, _WORST_STEP_OF_ONE = range(6, 11)
+_RESETS_ALONE, _RESETS_IN_STEP, _RESTARTS, _STEP_SECONDS_OF_ONE, _WORST_STEP_OF_ONE = range(6, 11)
 
 _STANDS_OUT = 1.2
 """A worker holds the others back if its steps take so many times what the median worker's take."""
@@ -76,7 +74,7 @@ class Tally:
         self.shares = len(rows) > 1
         self.steps = self._timed = float(rows[0, _STEPS])
         self.due = self.steps + 1.0
-        self._quick = max(len(rows) * QUICK_SECONDS, QUICK_STEP)
+        self._quick = len(rows) * QUICK_SECONDS
         self._elapsed = float(rows[0, _ELAPSED])
         self._last = 0.0
 
@@ -111,10 +109,7 @@ class Tally:
 
     def count_reset(self, index: int, in_step: bool = False) -> None:
         """A sub-env was reset; ``in_step``: instead of being stepped."""
-        own = self._views[index]
-        own[_RESETS] += 1.0
-        if in_step:
-            own[_RESETS_IN_STEP] += 1.0
+        self._views[index][_RESETS_IN_STEP if in_step else _RESETS_ALONE] += 1.0
 
     def count_restart(self, index: int) -> None:
         """A sub-env was built anew."""
@@ -236,9 +231,9 @@ def read_stats(tallies: npt.NDArray[np.float64], workers: Sequence[tuple[range, 
             times = (mean, worst)
             if len(envs) > 1:
                 times = (_mean(row[_STEP_SECONDS_OF_ONE], own[_STEPS_TIMED]), float(row[_WORST_STEP_OF_ONE]))
-            counts = (steps - int(row[_RESETS_IN_STEP]), int(row[_RESETS]), int(row[_RESTARTS]))
+            counts = (steps - int(row[_RESETS_IN_STEP]), int(row[_RESETS_ALONE] + row[_RESETS_IN_STEP]), int(row[_RESTARTS]))
             sub_envs.append(EnvStats(*counts, *times, waiting))
-        resets, restarts = int(rows[:, _RESETS].sum()), int(rows[:, _RESTARTS].max())
+        resets, restarts = sum(env.resets for env in sub_envs[envs.start :]), int(rows[:, _RESTARTS].max())
         told.append(WorkerStats(envs, name, steps, resets, restarts, mean, worst, waiting))
     return Stats(sub_envs, told)
 

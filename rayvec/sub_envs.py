@@ -108,7 +108,8 @@ class SubEnvs:
         self.envs: list[gym.Env[Any, Any] | None] = []
         self.stops_at_interrupt = False
         self._env_fns = env_fns
-        self._autoreset_mode = autoreset_mode
+        self._resets_next = autoreset_mode is AutoresetMode.NEXT_STEP
+        self._resets_at_once = autoreset_mode is AutoresetMode.SAME_STEP
         self._ended = [False] * len(env_fns)
         self._failed = [False] * len(env_fns)
         self._has_flags = False
@@ -251,10 +252,13 @@ class SubEnvs:
                     else:
                         self._write(index, "step", observation)
                     rewards[index] = reward if isinstance(reward, _NUMBERS) else reward_as_float(self.first + index, reward)
-                    if info and settled is not None and not (terminated or truncated) and settled.write(index, info):
+                    if not info:
+                        if terminated or truncated:
+                            info = self._end_episode(index, bool(terminated), bool(truncated), info)
+                    elif settled is not None and not (terminated or truncated) and settled.write(index, info):
                         num_settled += 1
-                        info = {}
-                    elif info or terminated or truncated:
+                        info = None
+                    else:
                         info = self._noted(index, terminated, truncated, info)
                 if info:
                     infos.append((index, info))
@@ -302,7 +306,7 @@ class SubEnvs:
         """The step behind the end of an episode; returns its info."""
         self._ended[index] = False
         self._rewards[index] = 0.0
-        info = self._reset_env(index) if index not in self._orders else self._go_on(index)
+        info = self._go_on(index) if self._orders and index in self._orders else self._reset_env(index)
         self._tally.count_reset(index, in_step=True)
         return info
 
@@ -317,12 +321,12 @@ class SubEnvs:
         self._terminations[index] = terminated
         self._truncations[index] = truncated
         self._has_flags = True
-        if self._autoreset_mode is AutoresetMode.SAME_STEP:
+        if self._resets_at_once:
             ending = {"final_obs": self._batch.observations.read(self._rows[index]), "final_info": info}
             self._tally.count_reset(index)
             return {**ending, **self._reset_env(index)}
         # Under DISABLED the caller lets no step through before a reset.
-        self._ended[index] = self._autoreset_mode is AutoresetMode.NEXT_STEP
+        self._ended[index] = self._resets_next
         return info
 
     def _clear_flags(self) -> None:
@@ -414,7 +418,7 @@ class SubEnvs:
             self._batch.observations.write(row, order.observation)
         if order.goal is Goal.END:
             return self._cut_short(index, order)
-        self._ended[index] = order.goal is Goal.END_LATER or self._autoreset_mode is AutoresetMode.NEXT_STEP
+        self._ended[index] = order.goal is Goal.END_LATER or self._resets_next
         return {}
 
     def _go_on(self, index: int) -> dict[Any, Any]:
@@ -567,7 +571,7 @@ class SubEnvs:
         self._tally.count_restart(index)
 
     def _reset_env(self, index: int, **kwargs: Any) -> dict[Any, Any]:
-        order = self._orders.pop(index, None)
+        order = self._orders.pop(index, None) if self._orders else None
         if order is not None and kwargs.get("seed") is None:
             kwargs["seed"] = order.seed
         observation, info = self._env(index).reset(**kwargs)
@@ -579,6 +583,10 @@ class SubEnvs:
         return info
 
     def _write(self, index: int, call: str, observation: Any) -> None:
+        views, dtype, shape = self._quick
+        if type(observation) is _ARRAY and observation.dtype is dtype and observation.shape == shape:
+            views[index][...] = observation
+            return
         try:
             self._batch.observations.write(self._rows[index], observation)
         except Mismatch as mismatch:
