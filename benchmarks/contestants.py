@@ -16,6 +16,7 @@ While one steps, the others sleep in a read.
 from __future__ import annotations
 
 import importlib
+import itertools
 import json
 import logging
 import mmap
@@ -25,6 +26,7 @@ import pkgutil
 import sys
 import time
 import warnings
+from abc import ABC, abstractmethod
 from collections.abc import Callable, Sequence
 from contextlib import closing
 from dataclasses import dataclass
@@ -32,15 +34,24 @@ from typing import Any, Protocol, TextIO, cast
 
 import gymnasium
 import numpy as np
+from gymnasium.vector import AutoresetMode
+from numpy.typing import NDArray
 from works import EnvFn, Work
 
-from rayvec.measuring import BareLoop, Turn, random_actions
+from rayvec.batch import Batch
+from rayvec.local import bells
+from rayvec.measuring import BareLoop, Rated, Turn, random_actions
+from rayvec.sub_envs import SubEnvs
 
 STEPS = 499
 """Steps until actions are repeated."""
 
 BARE = "bare loop"
+FREE = "bare loops, one on each core"
 LOCKSTEP = "bare loops that meet after each step"
+SHARE = "rayvec's rows alone, a core's share"
+RUNG_FOR = "bare steps, a process each, rung for by eventfd"
+COPIES = "bare copies, into rows and out"
 GYMNASIUM_SYNC, GYMNASIUM_ASYNC = "Gymnasium sync", "Gymnasium async"
 SYNC, ASYNC = "rayvec sync", "rayvec async, one process each"
 WORKERS, CALLER = "rayvec async, a process a core", "rayvec async, with the caller"
@@ -120,10 +131,8 @@ class EnvPool:
         self._envs.step(actions.astype(self._dtype, copy=False))
 
 
-class Lockstep:
-    """A bare loop in each of some processes, this one among them, which wait for each other after each step: no data moves.
-
-    What keeps these from the ideal keeps every engine from it.
+class BareLoops(ABC):
+    """A bare loop in each of some processes, this one among them, which go through rounds together: no data moves.
 
     Args:
         work: what is stepped.
@@ -132,49 +141,53 @@ class Lockstep:
     """
 
     NAP = 1e-3
-    """Seconds that a process sleeps at a time once nobody has asked for a step in a while."""
+    """Seconds that a process sleeps at a time once there was no round in a while."""
     LOOKS = 20_000
     """That a while is, in looks."""
 
     def __init__(self, work: Work, num_envs: int, cores: int) -> None:
-        self._cores = cores
+        self._work = work
         self._shares = np.array_split(np.arange(num_envs), cores)
-        self._loop = BareLoop([work.env_fn] * len(self._shares[0]))
-        space = self._loop.envs[0].action_space
+        space = work.env_fn().action_space
         self._table = random_actions(space, num_envs, STEPS, bare=True)
+        self._turn = self._turn_of(0)
+        # Rounds that each has finished, or begun in the case of this process: on cache lines of their own.
         self._counts = memoryview(mmap.mmap(-1, mmap.PAGESIZE)).cast("q")
+        # What they tell each other besides.
+        self._numbers: NDArray[np.float64] = np.frombuffer(mmap.mmap(-1, mmap.PAGESIZE), np.float64)
         fork = multiprocessing.get_context("fork")
-        self._others = [fork.Process(target=self._follow, args=(work, rank), daemon=True) for rank in range(1, cores)]
+        self._others = [fork.Process(target=self._follow, args=(rank,), daemon=True) for rank in range(1, cores)]
         for process in self._others:
             process.start()
 
-    def reset(self, *, seed: int) -> None:
-        """Resets all."""
-        self._loop.reset(seed=seed)
-        self.step(self._table[-1])
+    @abstractmethod
+    def _do(self, rank: int, turn: Turn) -> None:
+        """The part of process ``rank`` in a round."""
 
-    def step(self, actions: Sequence[Any]) -> None:
-        """Steps the own share while the others step theirs, and waits for them."""
-        counts, due = self._counts, self._counts[0] + 1
-        counts[0] = due
-        self._loop.step(actions)
-        for rank in range(1, self._cores):
-            while counts[8 * rank] != due:
-                pass
+    def reset(self, *, seed: int) -> None:
+        """Waits for the others, whose envs are reset by then, as these are."""
+        self.step(None)
+
+    @abstractmethod
+    def step(self, _: object) -> None:
+        """A step, or as little as there is."""
 
     def close(self) -> None:
         """Ends the other processes."""
         for process in self._others:
             process.kill()
             process.join()
-        self._loop.close()
 
-    def _follow(self, work: Work, rank: int) -> None:
-        share = self._shares[rank]
-        loop = BareLoop([work.env_fn] * len(share))
-        loop.reset(seed=int(share[0]))
-        # The first step is that of reset().
-        table = [[actions[index] for index in share] for actions in [self._table[-1], *self._table[:-1]]]
+    def _go_round(self) -> None:
+        counts, due = self._counts, self._counts[0] + 1
+        counts[0] = due
+        self._do(0, self._turn)
+        for rank in range(1, len(self._shares)):
+            while counts[8 * rank] != due:
+                pass
+
+    def _follow(self, rank: int) -> None:
+        turn = self._turn_of(rank)
         counts, done = self._counts, 0
         while True:
             looks = self.LOOKS
@@ -182,9 +195,144 @@ class Lockstep:
                 looks -= 1
                 if looks < 0:
                     time.sleep(self.NAP)
-            loop.step(table[done % len(table)])
+            self._do(rank, turn)
             done += 1
             counts[8 * rank] = done
+
+    def _turn_of(self, rank: int) -> Turn:
+        share = self._shares[rank]
+        loop = BareLoop([self._work.env_fn] * len(share))
+        loop.reset(seed=int(share[0]))
+        return Turn(loop.step, [[actions[index] for index in share] for actions in self._table], len(share))
+
+
+class Lockstep(BareLoops):
+    """They meet after each step. What keeps these from the ideal keeps every engine from it."""
+
+    def step(self, _: object) -> None:
+        """Steps the own share while the others step theirs, and waits for them."""
+        self._go_round()
+
+    def _do(self, rank: int, turn: Turn) -> None:
+        turn.rate(0.0)
+
+
+class FreeLoops(BareLoops):
+    """They do not meet: what the cores can do while all of them are busy."""
+
+    def rate(self, seconds: float) -> float:
+        """Env steps a second of all, over so many seconds."""
+        self._numbers[0] = seconds
+        self._go_round()
+        return float(self._numbers[1 : len(self._shares) + 1].sum())
+
+    def step(self, _: object) -> None:
+        """A step of each process."""
+        self.rate(0.0)
+
+    def _do(self, rank: int, turn: Turn) -> None:
+        self._numbers[rank + 1] = turn.rate(float(self._numbers[0]))
+
+
+class RowsAlone:
+    """What rayvec does for each sub-env, and nothing around it, for as many as fall to a core.
+
+    Args:
+        work: what is stepped.
+        num_envs: how many of it.
+        cores: that they are shared among.
+    """
+
+    def __init__(self, work: Work, num_envs: int, cores: int) -> None:
+        self._num_envs = -(-num_envs // cores)
+        sub_envs = SubEnvs.build(lambda: [work.env_fn] * self._num_envs, 0, AutoresetMode.NEXT_STEP)
+        assert isinstance(sub_envs, SubEnvs)
+        self._sub_envs = sub_envs
+        self._batch = Batch(*sub_envs.spaces(), self._num_envs)
+        sub_envs.attach(self._batch, 0, settles=True)
+        self.rate = Turn(self.step, random_actions(sub_envs.spaces()[1], self._num_envs, STEPS), self._num_envs).rate
+
+    def reset(self, *, seed: int) -> None:
+        """Resets all."""
+        self._sub_envs.reset([seed + row for row in range(self._num_envs)], None, None)
+
+    def step(self, actions: Any) -> None:
+        """Steps them."""
+        self._batch.place_actions(actions)
+        self._sub_envs.step()
+
+    def close(self) -> None:
+        """Closes the envs."""
+        self._sub_envs.close()
+
+
+class RungFor:
+    """A process for each env, which takes a step when its eventfd is rung and rings another: no data moves.
+
+    Args:
+        work: what is stepped.
+        num_envs: how many of it.
+    """
+
+    def __init__(self, work: Work, num_envs: int) -> None:
+        fork = multiprocessing.get_context("fork")
+        self._asked = [os.eventfd(0) for _ in range(num_envs)]
+        self._done = [os.eventfd(0) for _ in range(num_envs)]
+        self._processes = [fork.Process(target=self._follow, args=(work, row), daemon=True) for row in range(num_envs)]
+        for process in self._processes:
+            process.start()
+
+    def reset(self, *, seed: int) -> None:
+        """Each has reset its env already."""
+        self.step(None)
+
+    def step(self, _: object) -> None:
+        """Rings for all, and waits for all."""
+        for descriptor in self._asked:
+            os.write(descriptor, bells.STEP)
+        for descriptor in self._done:
+            os.read(descriptor, 8)
+
+    def close(self) -> None:
+        """Ends the processes."""
+        for process in self._processes:
+            process.kill()
+            process.join()
+
+    def _follow(self, work: Work, row: int) -> None:
+        loop = BareLoop([work.env_fn])
+        loop.reset(seed=row)
+        table = random_actions(loop.envs[0].action_space, 1, STEPS, bare=True)
+        asked, done = self._asked[row], self._done[row]
+        for actions in itertools.cycle(table):
+            os.read(asked, 8)
+            loop.step(actions)
+            os.write(done, bells.STEP)
+
+
+class Copies:
+    """Puts observations into the rows of an array and copies that: what ``copy=True`` takes at least, without any step.
+
+    Args:
+        work: whose observations.
+        num_envs: how many rows.
+    """
+
+    def __init__(self, work: Work, num_envs: int) -> None:
+        env = work.env_fn()
+        self._observations = [env.reset(seed=row)[0].copy() for row in range(num_envs)]
+        self._rows = np.stack(self._observations)
+        self._out = self._rows.copy()
+        self.close = env.close
+
+    def reset(self, *, seed: int) -> None:
+        """Nothing to do."""
+
+    def step(self, _: object) -> None:
+        """In and out once."""
+        for row, observation in zip(self._rows, self._observations, strict=True):
+            row[...] = observation
+        self._out[...] = self._rows
 
 
 class PlainActors:
@@ -273,7 +421,11 @@ def contestants(cores: int) -> dict[str, Contestant]:
     """All of them, in the order in which they are shown; those with workers have one for each of ``cores``."""
     return {
         BARE: Contestant(lambda work, num_envs: BareLoop([work.env_fn] * num_envs)),
+        FREE: Contestant(lambda work, num_envs: FreeLoops(work, num_envs, cores)),
         LOCKSTEP: Contestant(lambda work, num_envs: Lockstep(work, num_envs, cores)),
+        SHARE: Contestant(lambda work, num_envs: RowsAlone(work, num_envs, cores)),
+        RUNG_FOR: Contestant(RungFor),
+        COPIES: Contestant(Copies),
         GYMNASIUM_SYNC: Contestant(_of_class("gymnasium.vector:SyncVectorEnv")),
         GYMNASIUM_ASYNC: Contestant(_of_class("gymnasium.vector:AsyncVectorEnv")),
         SYNC: Contestant(_of_class("rayvec:SyncVectorEnv")),
@@ -305,7 +457,9 @@ def serve(told: dict[str, Any], requests: TextIO, answers: TextIO) -> None:
         report = getattr(stepped, "tuning", None)
         answer: dict[str, Any] = {"start": time.perf_counter() - started, "choice": report and str(report.choice)}
         env = work.env_fn()
-        turn = Turn(stepped.step, random_actions(env.action_space, num_envs, STEPS, bare=name in (BARE, LOCKSTEP)), num_envs)
+        turn: Rated = Turn(stepped.step, random_actions(env.action_space, num_envs, STEPS, bare=name == BARE), num_envs)
+        if isinstance(stepped, FreeLoops | RowsAlone):
+            turn = stepped
         env.close()
         while True:
             print(json.dumps(answer), file=answers, flush=True)

@@ -10,7 +10,23 @@ from pathlib import Path
 from typing import NamedTuple
 
 import numpy as np
-from contestants import ASYNC, BARE, CALLER, GYMNASIUM_ASYNC, GYMNASIUM_SYNC, LOCKSTEP, OURS, RAY, SYNC, TUNED, WORKERS
+from contestants import (
+    ASYNC,
+    BARE,
+    CALLER,
+    COPIES,
+    FREE,
+    GYMNASIUM_ASYNC,
+    GYMNASIUM_SYNC,
+    LOCKSTEP,
+    OURS,
+    RAY,
+    RUNG_FOR,
+    SHARE,
+    SYNC,
+    TUNED,
+    WORKERS,
+)
 from rich.table import Table
 
 from rayvec.measuring import ratio_of
@@ -82,6 +98,7 @@ class Verdict(NamedTuple):
         goal: what it should be: at least this, or below it.
         figure: what it is; None: not measured.
         is_met: whether it is what it should be.
+        bound: the same figure of bare code that does what any such engine has to; None: not known.
     """
 
     work: str
@@ -89,6 +106,7 @@ class Verdict(NamedTuple):
     goal: str
     figure: str | None
     is_met: bool
+    bound: str | None = None
 
 
 _RATIOS: Sequence[tuple[str, str, str, float]] = [
@@ -107,6 +125,8 @@ _RATIOS: Sequence[tuple[str, str, str, float]] = [
     ("wide-16", BEST, GYMNASIUM_SYNC, 2.0),
     ("ray-64", RAY, WORKERS, 0.9),
 ]
+_BOUNDS = {(BEST, IDEAL): LOCKSTEP, (BEST, GYMNASIUM_SYNC): LOCKSTEP, (ASYNC, GYMNASIUM_ASYNC): RUNG_FOR}
+"""Whose ratio to the same base bounds that of an engine; for observations so large that they are all the work: COPIES."""
 
 
 def verdicts_of(rows: Rows) -> list[Verdict]:
@@ -118,7 +138,10 @@ def verdicts_of(rows: Rows) -> list[Verdict]:
         work = name if row is None else f"{row.work} × {row.num_envs}"
         base = "ideal" if below == IDEAL else below
         figure = None if ratio is None else f"{ratio:.2f}"
-        verdicts.append(Verdict(work, f"{above} ÷ {base}", f"≥ {goal:g}", figure, ratio is not None and ratio >= goal))
+        limit = COPIES if name == "wide-16" else _BOUNDS.get((above, below))
+        bound = None if row is None or limit is None else row.ratio(limit, below)
+        told = None if bound is None else f"{bound:.2f}"
+        verdicts.append(Verdict(work, f"{above} ÷ {base}", f"≥ {goal:g}", figure, ratio is not None and ratio >= goal, told))
     chosen = {name: ratio for name, row in rows.items() if (ratio := row.ratio(TUNED, BEST)) is not None}
     worst = min(chosen.values(), default=None)
     figure = None if worst is None else f"{worst:.2f} ({min(chosen, key=lambda name: chosen[name])})"
@@ -133,6 +156,19 @@ def verdicts_of(rows: Rows) -> list[Verdict]:
         )
     )
     return verdicts
+
+
+PARTS = ("the envs themselves", "cores slowed by each other", "meeting after each step", "rows, flags, checks", "the rest")
+
+
+def parts_of(row: Measured) -> list[float] | None:
+    """What the time of a step of ``BEST`` goes into, as shares of it, in the order of ``PARTS``; None: not measured."""
+    of_ideal, of_free, of_lockstep = (row.ratio(BEST, base) for base in (IDEAL, FREE, LOCKSTEP))
+    of_bare, of_rows = row.ratio(BEST, BARE), row.ratio(BEST, SHARE)
+    if of_ideal is None or of_free is None or of_lockstep is None or of_bare is None or of_rows is None:
+        return None
+    parts = [of_ideal, of_free - of_ideal, of_lockstep - of_free, (of_rows - of_bare) / row.cores]
+    return [*parts, 1 - sum(parts)]
 
 
 def sweep_of(rows: Rows) -> list[Measured]:
@@ -158,6 +194,7 @@ def crossover(rows: Rows) -> tuple[float, str] | None:
 
 # --- tables -------------------------------------------------------------------------------------------------
 
+_VERDICT_HEADINGS = ("work", "figure", "goal", "measured", "", "bare code")
 _HEADINGS = ("env steps/s", "spread", "of ideal", "× Gymnasium sync", "× Gymnasium async", "start-up")
 
 
@@ -208,12 +245,31 @@ def table_of(name: str, row: Measured) -> Table:
 def verdict_table(rows: Rows) -> Table:
     """What is to be shown, as far as it was measured, as a table to print."""
     table = Table(title="what it shows", title_justify="left")
-    for heading in ("work", "figure", "goal", "measured", ""):
+    for heading in _VERDICT_HEADINGS:
         table.add_column(heading)
     for verdict in verdicts_of(rows):
         if verdict.figure is not None:
-            table.add_row(*verdict[:3], verdict.figure, "met" if verdict.is_met else "missed")
+            table.add_row(*verdict[:3], verdict.figure, "met" if verdict.is_met else "missed", verdict.bound or "")
     return table
+
+
+def parts_table(rows: Rows) -> Table:
+    """What steps are spent on, as far as it was measured, as a table to print."""
+    table = Table(title=f"what the time of {BEST} goes into", title_justify="left")
+    for heading in ("work", *PARTS):
+        table.add_column(heading, justify="left" if heading == "work" else "right")
+    for line in _part_lines(rows):
+        table.add_row(*line)
+    return table
+
+
+def _part_lines(rows: Rows) -> list[tuple[str, ...]]:
+    lines = []
+    for name, below in ((name, below) for name, above, below, _ in _RATIOS if above == BEST):
+        parts = parts_of(rows[name]) if below == IDEAL and name in rows else None
+        if parts is not None:
+            lines.append((f"{rows[name].work} × {rows[name].num_envs}", *(f"{part:.0%}" for part in parts)))
+    return lines
 
 
 # --- the page -----------------------------------------------------------------------------------------------
@@ -233,13 +289,25 @@ def page_of(facts: Mapping[str, str], rows: Rows, has_plot: bool) -> str:
         "```\npython benchmarks/run.py\n```",
         "## What it shows",
         _markdown(
-            ["work", "figure", "goal", "measured", ""],
-            [
-                (*v[:3], v.figure or "not measured", "" if v.figure is None else "met" if v.is_met else "**missed**")
-                for v in verdicts_of(rows)
-            ],
+            _VERDICT_HEADINGS, [(*v[:3], v.figure or "not measured", _judged(v), v.bound or "") for v in verdicts_of(rows)]
         ),
+        "*Bare code* is the same figure of loops that move no data, keep nothing and check nothing, and do only what such an "
+        "engine has to: meet after each step, one loop on each core; wake a process for each env; or copy each observation "
+        "into a row and all rows out. What it misses on a machine no engine reaches there.",
     ]
+    lines = _part_lines(rows)
+    if lines:
+        page += [
+            "## Where the time goes",
+            f"Of the time of a step of the {BEST}:",
+            _markdown(["work", *PARTS], lines),
+            "Each part is a difference between two contestants, as medians of the rounds' ratios: the bare loop times the "
+            f"cores; *{FREE}*, which do not wait for each other (two cores that are busy at once may be slower than one "
+            f"that is alone); *{LOCKSTEP}* (one that the machine lends to others for a moment, or that has one more env to "
+            f"reset, holds the other up); *{SHARE}*, in one process. The rest is the caller's: checking the call, placing "
+            "actions, ringing and hearing bells, handing out copies; and what all that has made the envs' own code find "
+            "cold. Where the machine's speed changes within a round a part may come out below nothing.",
+        ]
     if has_plot:
         page += [
             "## Share of ideal against step cost",

@@ -28,6 +28,8 @@ from typing import Any
 import gymnasium  # noqa: F401 - fails here, and not in every process, where it is missing
 from contestants import (
     BARE,
+    COPIES,
+    FREE,
     GYMNASIUM_ASYNC,
     GYMNASIUM_SYNC,
     LOCKSTEP,
@@ -36,11 +38,13 @@ from contestants import (
     RAY_EACH,
     RAY_PLAIN,
     RAY_STORE,
+    RUNG_FOR,
+    SHARE,
     TUNED,
     WORKERS,
 )
 from contestants import contestants as all_contestants
-from report import Measured, page_of, plot, table_of, verdict_table
+from report import Measured, page_of, parts_table, plot, table_of, verdict_table
 from rich.progress import Progress
 from telling import circumstances, command_of, commit, open_console, positive, positive_int
 from works import Work, loops_for
@@ -54,6 +58,7 @@ CLOSING = 60.0
 """Seconds that a contestant has to close its envs."""
 
 MEASURES = (BARE, LOCKSTEP, GYMNASIUM_SYNC, GYMNASIUM_ASYNC)
+PIECES = (FREE, SHARE)
 PEERS = ("SB3 DummyVecEnv", "SB3 SubprocVecEnv", "tianshou DummyVectorEnv", "tianshou ShmemVectorEnv", "EnvPool (C++)")
 SWEEP = (0, 1, 2, 3, 5, 10, 20, 50, 100, 300, 1000)
 """Step costs of the busy env, in microseconds."""
@@ -81,17 +86,17 @@ def rows_of(costs: Iterable[float]) -> dict[str, Row]:
     wide = Work("210×160×3 observation, no work", kwargs={"loops": 0, "shape": (210, 160, 3), "dtype": "uint8"})
     everyone = (*MEASURES, *OURS, TUNED, *PEERS)
     rows = {
-        "cartpole-8": Row(cart_pole, 8, everyone),
-        "cartpole-64": Row(cart_pole, 64, everyone),
-        "halfcheetah-16": Row(cheetah, 16, everyone),
-        "breakout-16": Row(breakout, 16, everyone),
-        "wide-16": Row(wide, 16, everyone),
+        "cartpole-8": Row(cart_pole, 8, (*PIECES, RUNG_FOR, *everyone)),
+        "cartpole-64": Row(cart_pole, 64, (*PIECES, RUNG_FOR, *everyone)),
+        "halfcheetah-16": Row(cheetah, 16, (*PIECES, *everyone)),
+        "breakout-16": Row(breakout, 16, (*PIECES, *everyone)),
+        "wide-16": Row(wide, 16, (COPIES, *everyone)),
         "ray-64": Row(cart_pole, 64, (*MEASURES, WORKERS, RAY, RAY_STORE)),
         "ray-8": Row(cart_pole, 8, (*MEASURES, WORKERS, RAY_EACH, RAY_PLAIN)),
     }
     for cost in costs:
         busy = Work(f"busy env, {cost:g} µs a step" if cost else "env without work", kwargs={"loops": loops_for(cost)})
-        rows[f"busy-{cost:g}"] = Row(busy, 64, (*MEASURES, *OURS, TUNED, RAY))
+        rows[f"busy-{cost:g}"] = Row(busy, 64, (*PIECES, *MEASURES, *OURS, TUNED, RAY))
     return rows
 
 
@@ -265,11 +270,11 @@ def main(argv: Sequence[str] | None = None) -> int:
             measured[name] = measure(row, options.rounds, options.seconds, partial(bar.update, task, advance=1, refresh=True))
             console.print(table_of(name, measured[name]), "")
     if options.out is None:
-        console.print(verdict_table(measured))
+        console.print(verdict_table(measured), parts_table(measured))
     else:
         kept = kept_rows(options.out / "performance.json", facts)
         measured = {name: {**kept, **measured}[name] for name in (*rows_of(()), *SWEEP_ROWS) if name in {**kept, **measured}}
-        console.print(verdict_table(measured))
+        console.print(verdict_table(measured), parts_table(measured))
         write(options.out, facts, measured)
     console.print(command_of("run.py", argv), soft_wrap=True, highlight=False)
     return 0
