@@ -21,6 +21,7 @@ import pytest
 from clusters import ensure_cluster, on_two_nodes
 
 import rayvec
+from rayvec import columns
 from rayvec.local.bells import Bells
 
 __all__ = ["ENGINES", "FEW", "ONE_EACH", "START_METHODS", "Engine", "each", "named"]
@@ -112,18 +113,21 @@ def _make_ray(env_fns: Sequence[Callable[[], Any]], **options: Any) -> Any:
     return rayvec.RayVectorEnv(env_fns, **options)
 
 
+def _sync(name: str, base: Callable[..., Any]) -> Engine:
+    return Engine(name, base, in_processes=False, can_time_out=False, num_workers=1, in_caller=True, start_method=None)
+
+
+def _rotating(env_fns: Sequence[Callable[[], Any]], **options: Any) -> Any:
+    """Hands out observations of any size as it does large ones."""
+    with mock.patch.object(columns, "LARGE", 1):
+        return rayvec.SyncVectorEnv(env_fns, **options)
+
+
 ENGINES = {
     engine.id: engine
     for engine in (
-        Engine(
-            "sync",
-            rayvec.SyncVectorEnv,
-            in_processes=False,
-            can_time_out=False,
-            num_workers=1,
-            in_caller=True,
-            start_method=None,
-        ),
+        _sync("sync", rayvec.SyncVectorEnv),
+        _sync("sync-rotating", _rotating),
         _async("async"),
         _async("async-pipe", shared_memory=False),
         _async("async-workers-1", num_workers=1),
@@ -154,6 +158,7 @@ def named(*names: str) -> list[Engine]:
 
 ONE_EACH = named(
     "sync",
+    "sync-rotating",
     "async",
     "async-pipe",
     "async-pipe-workers-2",
