@@ -44,7 +44,7 @@ from rayvec.errors import CallTimeoutError, WorkerLostError
 from rayvec.local.async_vector_env import AsyncVectorEnv, checked_num_workers
 from rayvec.local.sync_vector_env import SyncVectorEnv
 from rayvec.local.waiting import usable_cores
-from rayvec.measuring import Turn, random_actions, take_turns
+from rayvec.measuring import Turn, random_actions, ratio_of, take_turns
 from rayvec.sub_envs import EnvFn
 
 __all__ = ["RAY_OPTIONS", "Choice", "Measurement", "Probe", "TuningReport", "tune"]
@@ -69,7 +69,7 @@ _CALLER_OPTIONS = ("num_workers", "step_in_caller", "shared_memory", "context", 
 _PROBE_SECONDS = 0.05
 """How long one env is stepped."""
 _LEAST_STEPS = 3
-_ROUNDS = 5
+_FEWEST_ROUNDS, _MOST_ROUNDS = 5, 15
 _MOST_CHOICES = 6
 _CLOSING = 2.0
 """Seconds that what was built for measuring has to close."""
@@ -153,6 +153,10 @@ class Measurement:
         """Their median; 0 without any."""
         return statistics.median(self.rates) if self.rates else 0.0
 
+    def share_of(self, best: Measurement) -> float:
+        """Of the rate of another, as the median of the rounds' ratios, which a machine of changing speed changes least."""
+        return ratio_of(self.rates, best.rates) if self.rates else 0.0
+
 
 @dataclass(frozen=True)
 class TuningReport:
@@ -197,11 +201,11 @@ class TuningReport:
                 f"an observation has {probe.observation_bytes:,} bytes"
             )
         if self.measurements:
-            best = max(measured.rate for measured in self.measurements)
+            best = _best_of(self.measurements)
             table = [("", "choice", "env steps/s", "of the best")]
-            for measured in sorted(self.measurements, key=lambda measured: -measured.rate):
+            for measured in sorted(self.measurements, key=lambda measured: -measured.share_of(best)):
                 rate = f"{measured.rate:,.0f}" if measured.rates else measured.note
-                share = f"{measured.rate / best:.2f}" if measured.rates else ""
+                share = f"{measured.share_of(best):.2f}" if measured.rates else ""
                 table.append(("*" if measured.choice == self.choice else "", str(measured.choice), rate, share))
             widths = [max(map(len, column)) for column in zip(*table, strict=True)]
             lines += [
@@ -283,7 +287,7 @@ def tune(env_fn: EnvFn, num_envs: int, *, seconds: float = 0.5, timeout: float =
             return report(promising[0], _clear(probe, cores), probe)
         obstacle = _obstacle(promising, probe, num_envs, cores, seconds, timeout)
         if obstacle is None:
-            envs.call_async("compare", promising, seconds, _ROUNDS)
+            envs.call_async("compare", promising, seconds, _num_rounds(promising, probe, num_envs, cores, seconds))
             (measured,) = envs.call_wait(max(0.0, deadline - time.monotonic()))
             if not any(of_one.rates for of_one in measured):
                 obstacle = measured[0].note
@@ -377,7 +381,7 @@ def _obstacle(choices: Sequence[Choice], probe: Probe, num_envs: int, cores: int
     if building > timeout / 4:
         return f"building them takes about {_time(building)}"
     once = sum(probe.predict(choice, num_envs, cores) for choice in choices)
-    if (_ROUNDS + 1) * once > max(4 * seconds, timeout / 4):
+    if (_FEWEST_ROUNDS + 1) * once > max(4 * seconds, timeout / 4):
         return f"a step of each takes about {_time(once)} in all"
     needed = num_envs * probe.resident_bytes * len(choices)
     if needed > _available_bytes() / 4:
@@ -385,10 +389,23 @@ def _obstacle(choices: Sequence[Choice], probe: Probe, num_envs: int, cores: int
     return None
 
 
+def _num_rounds(choices: Sequence[Choice], probe: Probe, num_envs: int, cores: int, seconds: float) -> int:
+    """How many turns each gets: short ones, so that choices are compared under the same circumstances, of some steps each."""
+    longest = max(probe.predict(choice, num_envs, cores) for choice in choices)
+    return max(_FEWEST_ROUNDS, min(_MOST_ROUNDS, int(seconds / len(choices) / (4 * longest))))
+
+
+def _best_of(measured: Sequence[Measurement]) -> Measurement:
+    """The fastest, by what each did in a round beside what all did in it."""
+    rated = [of_one for of_one in measured if of_one.rates]
+    together = [sum(rates) for rates in zip(*(of_one.rates for of_one in rated), strict=True)]
+    return max(rated, key=lambda of_one: ratio_of(of_one.rates, together), default=measured[0])
+
+
 def _fastest(measured: Sequence[Measurement]) -> tuple[Choice, str]:
     """The fastest; of those that are as good as it, the one with the fewest processes."""
-    best = max(measured, key=lambda of_one: of_one.rate)
-    good = [of_one for of_one in measured if of_one.rate >= _CLOSE_TO_BEST * best.rate]
+    best = _best_of(measured)
+    good = [of_one for of_one in measured if of_one.share_of(best) >= _CLOSE_TO_BEST]
     chosen = min(good, key=lambda of_one: _processes(of_one.choice))
     if chosen is best:
         return best.choice, "it was the fastest"

@@ -13,7 +13,7 @@ from typing import Any
 
 __all__ = ["add_node", "address_of_cluster", "ensure_cluster", "living_actors", "on_two_nodes", "stop_cluster"]
 
-_NODE: dict[str, Any] = {"num_cpus": 3, "num_gpus": 0, "object_store_memory": 200 * 2**20}
+_NODE: dict[str, Any] = {"num_cpus": 4, "num_gpus": 0, "object_store_memory": 200 * 2**20}
 _kept: dict[str, Any] = {}
 
 

@@ -90,6 +90,14 @@ class TestWhatFollowsFromAProbe:
         assert fastest(sync=98, caller=99, workers=100) == SYNC
         assert fastest(sync=90, caller=99, workers=100) == processes(2, in_caller=True)
 
+    def test_choices_are_compared_round_by_round(self) -> None:
+        """A machine that becomes slower between two rounds does so for all."""
+        slower = Measurement(SYNC, (100.0, 50.0, 60.0))
+        faster = Measurement(processes(2), (110.0, 55.0, 45.0))
+        assert slower.rate > faster.rate
+        assert tuning._fastest([slower, faster])[0] == faster.choice
+        assert slower.share_of(faster) == pytest.approx(100 / 110)
+
     @pytest.mark.parametrize(
         ("probe", "told"),
         [
