@@ -158,7 +158,6 @@ def named(*names: str) -> list[Engine]:
 
 ONE_EACH = named(
     "sync",
-    "sync-rotating",
     "async",
     "async-pipe",
     "async-pipe-workers-2",

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import json
-import os
 import shlex
 import statistics
 import subprocess
@@ -11,6 +10,7 @@ import sys
 from pathlib import Path
 
 import pytest
+from world import child_environment
 
 import rayvec
 
@@ -31,13 +31,12 @@ ENGINES = {
 
 def run(script: str, *arguments: str | Path, timeout: float = 55) -> subprocess.CompletedProcess[str]:
     """A benchmark, run as a user runs it; the package is found wherever the tests found it."""
-    paths = os.pathsep.join([str(Path(rayvec.__file__).parents[1]), *sys.path])
     return subprocess.run(
         [sys.executable, BENCHMARKS / script, *arguments],
         capture_output=True,
         text=True,
         timeout=timeout,
-        env=os.environ | {"PYTHONPATH": paths, "PYTHONIOENCODING": "utf-8"},
+        env=child_environment(PYTHONIOENCODING="utf-8"),
     )
 
 

@@ -12,7 +12,6 @@ each, one of which other tests may hold.
 from __future__ import annotations
 
 import importlib.util
-import os
 import re
 import subprocess
 import sys
@@ -23,8 +22,7 @@ import pytest
 from clusters import address_of_cluster
 from engines import ONE_EACH, Engine, each
 from gymnasium.vector import AutoresetMode
-
-import rayvec
+from world import child_environment
 
 ROOT = Path(__file__).parents[1]
 PAGES = [ROOT / "README.md", *sorted((ROOT / "docs").glob("**/*.md"))]
@@ -75,11 +73,10 @@ def run(program: Program, folder: Path, **environment: str) -> subprocess.Comple
     """Runs it as a script of a user's."""
     script = folder / f"{program.page.stem.lower()}.py"
     script.write_text(program.code, encoding="utf-8")
-    paths = os.pathsep.join([str(Path(rayvec.__file__).parents[1]), *filter(None, sys.path)])
     return subprocess.run(
         [sys.executable, script],
         cwd=folder,
-        env=os.environ | {"PYTHONPATH": paths, "PYTHONIOENCODING": "utf-8", "MPLBACKEND": "agg"} | environment,
+        env=child_environment(**{"PYTHONIOENCODING": "utf-8", "MPLBACKEND": "agg", **environment}),
         capture_output=True,
         text=True,
         timeout=_LIMIT,

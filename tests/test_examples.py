@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import importlib.util
-import os
 import signal
 import subprocess
 import sys
@@ -12,6 +11,7 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+from world import child_environment
 
 import rayvec
 
@@ -25,13 +25,12 @@ EXAMPLES = Path(__file__).parents[1] / "examples"
 
 def run(script: str, *arguments: str | Path, limit: float = 55) -> subprocess.CompletedProcess[str]:
     """An example, run as a user runs it; the package is found wherever the tests found it."""
-    paths = os.pathsep.join([str(Path(rayvec.__file__).parents[1]), *sys.path])
     return subprocess.run(
         [sys.executable, EXAMPLES / script, *arguments],
         capture_output=True,
         text=True,
         timeout=limit,
-        env=os.environ | {"PYTHONPATH": paths},
+        env=child_environment(),
     )
 
 

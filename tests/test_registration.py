@@ -6,7 +6,6 @@ import copy
 import inspect
 import json
 import multiprocessing
-import os
 import pickle
 import subprocess
 import sys
@@ -23,6 +22,7 @@ from gymnasium import error
 from gymnasium.envs.registration import EnvSpec, VectorizeMode
 from gymnasium.vector import AutoresetMode
 from gymnasium.wrappers import TimeAwareObservation, TransformReward
+from world import child_environment
 
 import rayvec
 from rayvec.registration import EnvFactory, VectorEntryPoint
@@ -535,13 +535,12 @@ def test_workers_need_not_know_the_id(context: str, tmp_path: Path) -> None:
     """An id registered under ``__main__`` is unknown to a worker that starts afresh; the spec goes along."""
     script = tmp_path / "script.py"
     script.write_text(textwrap.dedent(SPAWNING.format(context=context)))
-    paths = os.pathsep.join([str(Path(rayvec.__file__).parents[1]), *sys.path])
     ran = subprocess.run(
         [sys.executable, script],
         capture_output=True,
         text=True,
         timeout=50,
-        env=os.environ | {"PYTHONPATH": paths},
+        env=child_environment(),
     )
     assert ran.returncode == 0, ran.stderr
     assert ran.stdout.splitlines() == ["[True, True]"] * 2

@@ -3,14 +3,12 @@
 from __future__ import annotations
 
 import importlib.util
-import os
 import subprocess
 import sys
 from pathlib import Path
 
 import pytest
-
-import rayvec
+from world import child_environment
 
 EXAMPLE = Path(__file__).parents[1] / "examples" / "train_rllib.py"
 _LIMIT = 120
@@ -58,13 +56,12 @@ ray.shutdown()
 
 def run(*arguments: str | Path, path: Path = EXAMPLE.parent) -> subprocess.CompletedProcess[str]:
     """Python in a process of its own, which finds rayvec where the tests found it, and what is in ``path``."""
-    paths = os.pathsep.join([str(path), str(Path(rayvec.__file__).parents[1]), *sys.path])
     return subprocess.run(
         [sys.executable, *arguments],
         capture_output=True,
         text=True,
         timeout=_LIMIT,
-        env=os.environ | {"PYTHONPATH": paths},
+        env=child_environment(path),
     )
 
 

@@ -18,9 +18,12 @@ from typing import Any, NamedTuple
 
 from clusters import living_actors
 
+import rayvec
+
 __all__ = [
     "Process",
     "World",
+    "child_environment",
     "descendants_of",
     "is_running",
     "kill_last",
@@ -35,6 +38,12 @@ _RAYS_OWN = re.compile(r"ray::|/ray/|raylet|gcs_server")
 """Processes of Ray: whether an actor among them is left over, Ray says."""
 _KEPT_BY_MULTIPROCESSING = re.compile(r"/pym-\d+-")
 """Files behind the heap of ``multiprocessing``, which it keeps for its next user (Gymnasium's shared memory is one)."""
+
+
+def child_environment(*folders: Path, **variables: str) -> dict[str, str]:
+    """The environment of a Python process that finds what this one does, the package included, and modules in ``folders``."""
+    paths = [*map(str, folders), str(Path(rayvec.__file__).parents[1]), *filter(None, sys.path)]
+    return os.environ | {"PYTHONPATH": os.pathsep.join(paths)} | variables
 
 
 @contextmanager

@@ -12,7 +12,7 @@ from typing import Any
 
 import bad_envs
 import pytest
-from world import descendants_of, wait_until, wait_until_gone
+from world import child_environment, descendants_of, wait_until, wait_until_gone
 
 import rayvec
 from rayvec.cli.bench import ENGINES, Report, Row, advise, chosen, measure
@@ -74,10 +74,7 @@ def test_it_draws(tmp_path: Path) -> None:
     pytest.importorskip("matplotlib", reason="plots need it")
     picture = tmp_path / "plot.png"
     arguments = ["CartPole-v1", *SHORT, "--engines", "sync", "--plot", str(picture)]
-    paths = os.pathsep.join([str(Path(rayvec.__file__).parents[1]), *sys.path])
-    subprocess.run(
-        [sys.executable, "-m", "rayvec", "bench", *arguments], timeout=50, check=True, env=os.environ | {"PYTHONPATH": paths}
-    )
+    subprocess.run([sys.executable, "-m", "rayvec", "bench", *arguments], timeout=50, check=True, env=child_environment())
     assert picture.read_bytes().startswith(b"\x89PNG")
 
 
@@ -154,13 +151,12 @@ def test_interrupted_between_rounds_all_is_closed() -> None:
 def test_ctrl_c_ends_it_in_one_line(tmp_path: Path) -> None:
     """Pressed in a terminal, where every process gets it: no traceback, no process left, exit code 130."""
     marker = tmp_path / "stepped"
-    paths = os.pathsep.join([str(Path(rayvec.__file__).parents[1]), str(Path(__file__).parent), *sys.path])
     process = subprocess.Popen(
         [sys.executable, "-m", "rayvec", "bench", "bad_envs:TellsOfSteps", "-k", f"path={marker}", "--seconds", "300"],
         stdout=subprocess.PIPE,
         stderr=subprocess.PIPE,
         text=True,
-        env=os.environ | {"PYTHONPATH": paths},
+        env=child_environment(Path(__file__).parent),
         start_new_session=True,
     )
     with process:

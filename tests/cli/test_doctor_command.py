@@ -2,13 +2,13 @@
 
 from __future__ import annotations
 
-import os
 import socket
 import subprocess
 import sys
 from pathlib import Path
 
 import pytest
+from world import child_environment
 
 import rayvec
 from rayvec.cli import doctor
@@ -131,13 +131,12 @@ def test_the_command_itself(arguments: list[str], code: int, told: str) -> None:
 def test_what_to_install_is_told(tmp_path: Path) -> None:
     """Without the libraries that it prints with: one line, exit code 2, no traceback."""
     script = "import sys; sys.modules['rich'] = None; import rayvec.cli; rayvec.cli.main()"
-    paths = os.pathsep.join([str(Path(rayvec.__file__).parents[1]), *sys.path])
     ran = subprocess.run(
         [sys.executable, "-c", script, "doctor"],
         capture_output=True,
         text=True,
         timeout=50,
-        env=os.environ | {"PYTHONPATH": paths},
+        env=child_environment(),
     )
     assert ran.returncode == 2
     assert ran.stderr.startswith("rayvec: the command line needs rich")
@@ -147,13 +146,12 @@ def test_what_to_install_is_told(tmp_path: Path) -> None:
 
 def test_as_a_module() -> None:
     """``python -m rayvec`` is the same."""
-    paths = os.pathsep.join([str(Path(rayvec.__file__).parents[1]), *sys.path])
     ran = subprocess.run(
         [sys.executable, "-m", "rayvec", "--version"],
         capture_output=True,
         text=True,
         timeout=50,
-        env=os.environ | {"PYTHONPATH": paths},
+        env=child_environment(),
     )
     assert ran.returncode == 0
     assert ran.stdout == f"rayvec, version {rayvec.__version__}\n"

@@ -5,7 +5,6 @@ from __future__ import annotations
 import ast
 import inspect
 import json
-import os
 import subprocess
 import sys
 from importlib.metadata import version
@@ -15,6 +14,7 @@ from typing import Any
 import gymnasium
 import pytest
 from gymnasium.vector import AutoresetMode
+from world import child_environment
 
 import rayvec
 from rayvec import errors
@@ -24,13 +24,12 @@ AT_LEAST_1_4 = tuple(int(part) for part in version("gymnasium").split(".")[:2]) 
 
 def run(script: str) -> Any:
     """What a script prints as JSON, in a process of its own."""
-    paths = os.pathsep.join([str(Path(rayvec.__file__).parents[1]), *sys.path])
     ran = subprocess.run(
         [sys.executable, "-c", script],
         capture_output=True,
         text=True,
         timeout=30,
-        env=os.environ | {"PYTHONPATH": paths},
+        env=child_environment(),
     )
     assert ran.returncode == 0, ran.stderr
     return json.loads(ran.stdout)
