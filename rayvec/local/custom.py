@@ -32,7 +32,8 @@ from rayvec.columns import Mismatch
 from rayvec.errors import InvalidObservationError, QuotedEnvError, WorkerTraceback
 from rayvec.failures import Failure
 from rayvec.local.memory import SharedBlock
-from rayvec.local.process import ChildProcess, ChildWorker, starting_quietly
+from rayvec.local.process import ChildProcess, ChildWorker
+from rayvec.local.starting import starting_quietly
 from rayvec.protocol import (
     CallPayload,
     GetStatePayload,

@@ -3,13 +3,10 @@
 from __future__ import annotations
 
 import contextlib
-import multiprocessing.process
 import os
-import signal
 import socket
-import weakref
 from abc import abstractmethod
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Sequence
 from multiprocessing import connection
 from multiprocessing.context import BaseContext
 from multiprocessing.process import BaseProcess
@@ -17,7 +14,6 @@ from typing import Any
 
 import cloudpickle
 from gymnasium.vector import AutoresetMode
-from gymnasium.vector.utils import clear_mpi_env_vars
 
 from rayvec import serialise
 from rayvec.batch import Batch
@@ -27,11 +23,12 @@ from rayvec.local.line import ChannelLine
 from rayvec.local.memory import SharedBlock
 from rayvec.local.seeding import WorkerSeeds
 from rayvec.local.serve import WorkerPlan, work
+from rayvec.local.starting import own, starting_quietly
 from rayvec.protocol import Verb
 from rayvec.sub_envs import EnvFn
 from rayvec.worker import BareLine, Reply, Worker
 
-__all__ = ["CarriedEnvFns", "ChildProcess", "ChildWorker", "ProcessWorker", "starting_quietly", "wait_readable"]
+__all__ = ["CarriedEnvFns", "ChildProcess", "ChildWorker", "ProcessWorker", "wait_readable"]
 
 _KILL_GRACE = 5.0
 """Seconds that the system has to end a process after SIGKILL, which nothing can refuse."""
@@ -88,19 +85,6 @@ def _pickled_env_fns(env_fns: Sequence[EnvFn], first: int, reason: tuple[str, st
         raise TypeError(f"the env_fns cannot be pickled together: {whole}") from whole
 
 
-_OURS: weakref.WeakSet[BaseProcess] = weakref.WeakSet()
-
-
-def _disown() -> None:
-    """In a process that was forked off the caller by hand: keeps its exit from ending the caller's workers."""
-    children: set[BaseProcess] = getattr(multiprocessing.process, "_children", set())
-    children.difference_update(_OURS)
-
-
-if hasattr(os, "register_at_fork"):
-    os.register_at_fork(after_in_child=_disown)
-
-
 class ChildProcess:
     """A process of ``multiprocessing`` that can be watched by descriptor and ended within a known time.
 
@@ -122,7 +106,7 @@ class ChildProcess:
         self.process: BaseProcess = context.Process(target=target, name=name, args=args, daemon=daemon)  # type: ignore[attr-defined]
         self.pid = 0
         self._pidfd: int | None = None
-        _OURS.add(self.process)
+        own(self.process)
 
     def start(self) -> None:
         """Starts it, within :func:`starting_quietly`."""
@@ -164,24 +148,6 @@ class ChildProcess:
             self._pidfd = -1
         if self.process.exitcode is not None:
             self.process.close()
-
-
-@contextlib.contextmanager
-def starting_quietly() -> Iterator[None]:
-    """Processes started within have Ctrl-C blocked until they mind it, and none of MPI's environment variables."""
-    with clear_mpi_env_vars() if _is_under_mpi() else contextlib.nullcontext():
-        if not hasattr(signal, "pthread_sigmask"):
-            yield
-            return
-        before = signal.pthread_sigmask(signal.SIG_BLOCK, {signal.SIGINT})
-        try:
-            yield
-        finally:
-            signal.pthread_sigmask(signal.SIG_SETMASK, before)
-
-
-def _is_under_mpi() -> bool:
-    return any(name.startswith(("OMPI_", "PMI_")) for name in os.environ)
 
 
 def wait_readable(descriptor: int, timeout: float) -> bool:
@@ -289,16 +255,16 @@ class ProcessWorker(ChildWorker):
 
     @classmethod
     def start_all(cls, workers: Sequence[Worker]) -> None:
-        own = [worker for worker in workers if isinstance(worker, cls)]
-        children = [worker._prepare_start() for worker in own]
+        alike = [worker for worker in workers if isinstance(worker, cls)]
+        children = [worker._prepare_start() for worker in alike]
         sockets: list[socket.socket] = []
         try:
             # Under fork, each page of memory that is written to between two of these is copied once more.
             with starting_quietly():
-                for worker, child in zip(own, children, strict=True):
+                for worker, child in zip(alike, children, strict=True):
                     sockets.append(worker._launch(child))
         finally:
-            for worker, sock in zip(own, sockets, strict=False):
+            for worker, sock in zip(alike, sockets, strict=False):
                 worker._finish_start(sock)
 
     def _prepare_start(self) -> ChildProcess:

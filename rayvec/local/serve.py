@@ -109,7 +109,7 @@ def work(plug: list[socket.socket], env_fns: Callable[[], Sequence[EnvFn]], plan
         env_fns: how to build its sub-envs.
         plan: the rest.
     """
-    # A forked worker shares the caller's memory until either writes; the collector would write all over it.
+    # What was inherited stays shared until somebody writes to it; the collector would write all over it.
     gc.freeze()
     channel = WorkerChannel(plug.pop())
     _mind_signals()

@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import gc
 import os
+from collections.abc import Callable
 from contextlib import closing
 from functools import partial
 from pathlib import Path
@@ -14,6 +16,7 @@ import pytest
 from engines import Engine, each, named
 from gymnasium import spaces
 from gymnasium.error import ResetNeeded
+from workers import doubling_worker
 
 from rayvec import AsyncVectorEnv, QuotedEnvError, SyncVectorEnv, WorkerLostError
 from rayvec.testing import CountingEnv, GateEnv, SpaceEnv
@@ -166,3 +169,73 @@ def test_observation_of_plain_integers() -> None:
         assert observations.tolist() == [4]
         with pytest.raises(ValueError, match="300"):
             envs.step(np.zeros(1, np.int64))
+
+
+class Garbage:
+    """Unreachable from the start, and finalized by whichever process collects it."""
+
+    def __init__(self, finalized: Path) -> None:
+        self._finalized = finalized
+        self._itself = self
+
+    def __del__(self) -> None:
+        with self._finalized.open("a") as file:
+            file.write(f"{os.getpid()}\n")
+
+
+_BEFORE_FORK: list[Callable[[], object]] = []
+"""Called right before this process forks."""
+
+
+def _forking() -> None:
+    for call in _BEFORE_FORK:
+        call()
+
+
+os.register_at_fork(before=_forking)
+
+
+@pytest.mark.parametrize("options", [{}, {"worker": doubling_worker}], ids=["own", "custom"])
+def test_workers_leave_the_callers_garbage_alone(options: dict[str, Any], tmp_path: Path) -> None:
+    """Finalizers ran in workers, too: those of gRPC crashed them, and others would have closed what the caller uses."""
+    finalized = tmp_path / "finalized"
+    thresholds = gc.get_threshold()
+
+    def make_garbage() -> None:
+        Garbage(finalized)
+        gc.set_threshold(1, 1, 1)
+
+    _BEFORE_FORK.append(make_garbage)
+    try:
+        with closing(AsyncVectorEnv([CountingEnv] * 2, **options)) as envs:
+            _BEFORE_FORK.clear()
+            envs.reset(seed=1)
+            envs.step(envs.action_space.sample())
+            assert gc.isenabled()
+    finally:
+        _BEFORE_FORK.clear()
+        gc.set_threshold(*thresholds)
+    gc.collect()
+    assert finalized.read_text().split() == [str(os.getpid())] * 2
+
+
+class CollectingEnv(CountingEnv):
+    """Knows whether the collector runs where it lives."""
+
+    def collects(self) -> bool:
+        """Whether it does."""
+        return gc.isenabled()
+
+
+@each(named("async", "async-forkserver"))
+@pytest.mark.parametrize("collects", [True, False])
+def test_workers_collect_their_own_garbage(engine: Engine, collects: bool) -> None:
+    """A forked worker does as its caller did; any other has a collector of its own."""
+    try:
+        if not collects:
+            gc.disable()
+        with closing(engine.make([CollectingEnv] * 2)) as envs:
+            assert gc.isenabled() == collects
+            assert envs.call("collects") == (collects or engine.start_method != "fork",) * 2
+    finally:
+        gc.enable()

@@ -1,0 +1,78 @@
+"""What holds while worker processes are started, and in every process that is forked off the caller.
+
+A forked process begins with a copy of the caller: its signal handlers, its children as it thinks, and all of its memory,
+the garbage in it included, which it must not collect. What is finalized there (a file, a connection, a client of gRPC with
+threads that the fork has left behind) is the caller's, and the pages it lies on would be copied for nothing.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import gc
+import multiprocessing.process
+import os
+import signal
+import weakref
+from collections.abc import Iterator
+from multiprocessing.process import BaseProcess
+
+from gymnasium.vector.utils import clear_mpi_env_vars
+
+__all__ = ["own", "starting_quietly"]
+
+_owned: weakref.WeakSet[BaseProcess] = weakref.WeakSet()
+_paused: list[bool] = []
+"""For each caller of :func:`starting_quietly` within it: whether the collector ran before."""
+
+
+def own(process: BaseProcess) -> None:
+    """Notes that ``process`` is this process's, and of none that is forked off it by hand, whose exit would end it."""
+    _owned.add(process)
+
+
+@contextlib.contextmanager
+def starting_quietly() -> Iterator[None]:
+    """Processes started within begin with Ctrl-C blocked, which they have to undo, and without MPI's environment variables.
+
+    The collector rests meanwhile, until a forked process has put all that it has inherited out of its reach.
+    """
+    collects = gc.isenabled()
+    _paused.append(collects)
+    try:
+        gc.disable()
+        with clear_mpi_env_vars() if _is_under_mpi() else contextlib.nullcontext(), _without_interrupts():
+            yield
+    finally:
+        _paused.remove(collects)
+        if collects:
+            gc.enable()
+
+
+@contextlib.contextmanager
+def _without_interrupts() -> Iterator[None]:
+    if not hasattr(signal, "pthread_sigmask"):
+        yield
+        return
+    before = signal.pthread_sigmask(signal.SIG_BLOCK, {signal.SIGINT})
+    try:
+        yield
+    finally:
+        signal.pthread_sigmask(signal.SIG_SETMASK, before)
+
+
+def _is_under_mpi() -> bool:
+    return any(name.startswith(("OMPI_", "PMI_")) for name in os.environ)
+
+
+def _in_forked_process() -> None:
+    children: set[BaseProcess] = getattr(multiprocessing.process, "_children", set())
+    children.difference_update(_owned)
+    if _paused:
+        gc.freeze()
+        if any(_paused):
+            gc.enable()
+        _paused.clear()
+
+
+if hasattr(os, "register_at_fork"):
+    os.register_at_fork(after_in_child=_in_forked_process)
