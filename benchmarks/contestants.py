@@ -51,7 +51,7 @@ FREE = "bare loops, one on each core"
 LOCKSTEP = "bare loops that meet after each step"
 SHARE = "rayvec's rows alone, a core's share"
 RUNG_FOR = "bare steps, a process each, rung for by eventfd"
-COPIES = "bare copies of observations into rows"
+COPIES = "bare copies, into rows and out"
 GYMNASIUM_SYNC, GYMNASIUM_ASYNC = "Gymnasium sync", "Gymnasium async"
 SYNC, ASYNC = "rayvec sync", "rayvec async, one process each"
 WORKERS, CALLER = "rayvec async, a process a core", "rayvec async, with the caller"
@@ -311,7 +311,7 @@ class RungFor:
 
 
 class Copies:
-    """Puts observations into the rows of one array or another: what ``copy=True`` takes at least, without any step.
+    """Puts observations into the rows of an array and copies that: what ``copy=True`` takes at least, without any step.
 
     Args:
         work: whose observations.
@@ -321,16 +321,18 @@ class Copies:
     def __init__(self, work: Work, num_envs: int) -> None:
         env = work.env_fn()
         self._observations = [env.reset(seed=row)[0].copy() for row in range(num_envs)]
-        self._rows = itertools.cycle([np.stack(self._observations), np.stack(self._observations)])
+        self._rows = np.stack(self._observations)
+        self._out = self._rows.copy()
         self.close = env.close
 
     def reset(self, *, seed: int) -> None:
         """Nothing to do."""
 
     def step(self, _: object) -> None:
-        """Fills the rows of one."""
-        for row, observation in zip(next(self._rows), self._observations, strict=True):
+        """In and out once."""
+        for row, observation in zip(self._rows, self._observations, strict=True):
             row[...] = observation
+        self._out[...] = self._rows
 
 
 class PlainActors:

@@ -293,7 +293,7 @@ def page_of(facts: Mapping[str, str], rows: Rows, has_plot: bool) -> str:
         ),
         "*Bare code* is the same figure of loops that move no data, keep nothing and check nothing, and do only what such an "
         "engine has to: meet after each step, one loop on each core; wake a process for each env; or copy each observation "
-        "into a row. What it misses on a machine no engine reaches there.",
+        "into a row and all rows out. What it misses on a machine no engine reaches there.",
     ]
     lines = _part_lines(rows)
     if lines:

@@ -46,8 +46,6 @@ class Batch:
         num_rows: how many.
         observation_space: of one sub-env.
         action_space: of one sub-env.
-        rotates: whether large observations are handed out themselves, not copied, so that rows are as good as empty
-            between a step and the next.
         is_as_told: whether each worker that was started has told these very spaces, so that they need not be sent to it.
         observations: the column of observations.
         actions_version: how many batches of actions were placed.
@@ -64,7 +62,6 @@ class Batch:
 
     def _lay_out(self, observation_space: Space[Any], action_space: Space[Any], num_rows: int, arena: Arena) -> None:
         self.num_rows = num_rows
-        self.rotates = False
         self.is_as_told = False
         self.observation_space = observation_space
         self.action_space = action_space
@@ -81,6 +78,7 @@ class Batch:
         self._info_present: npt.NDArray[np.bool_] = arena.array((num_rows,), np.bool_)
         self.actions_version = 0
         self._objects = self.observations.objects()
+        self._results = [*self.observations.arrays(), self.rewards, self.terminations, self.truncations, self.tallies]
 
     @classmethod
     def size(cls, observation_space: Space[Any], action_space: Space[Any], num_rows: int) -> int:
@@ -93,15 +91,6 @@ class Batch:
     def pickled_spaces(self) -> bytes:
         """The observation space and the action space, for a worker that lays a batch of its own."""
         return serialise.dumps((self.observation_space, self.action_space))
-
-    def rotate(self) -> None:
-        """Has large observations handed out themselves from now on; before anybody is told where the rows are."""
-        self.rotates = self.observations.rotate()
-
-    @property
-    def _results(self) -> list[npt.NDArray[Any]]:
-        """What a step fills in."""
-        return [*self.observations.arrays(), self.rewards, self.terminations, self.truncations, self.tallies]
 
     def darken(self, row: int) -> None:
         """Sets those lamps to zero, for a worker that begins."""

@@ -116,14 +116,6 @@ class Column(ABC):
         """Some rows in Gymnasium's batched form; arrays are views if ``rows`` is a slice, unless ``copy_values``."""
         return tuple(self.read(row) for row in _indices(rows))
 
-    def rotate(self) -> bool:
-        """Has large arrays handed out themselves, not copied, by :meth:`hand_out`; False: there are none here."""
-        return False
-
-    def hand_out(self) -> Any:
-        """All rows, for the receiver to keep and to change; where arrays rotate, no row may be read until it is written."""
-        return self.read_all(True)
-
     @abstractmethod
     def arrays(self) -> list[npt.NDArray[Any]]:
         """The arrays that hold the rows, first axis the row, always in the same order."""
@@ -158,29 +150,6 @@ class ArrayColumn(Column):
         self._array = arena.array((num_rows, *self._shape), self._dtype)
         self._recycler = Recycler() if self._array.nbytes >= LARGE else None
         self._views: dict[int, npt.NDArray[Any]] = {}
-        self._rotates = False
-        self._quick_views: list[npt.NDArray[Any]] = []
-        """Where arrays rotate: the views of all rows that whoever stores past :meth:`write` has, kept up to date."""
-
-    def rotate(self) -> bool:
-        if self._recycler is not None and self._scalar is None:
-            self._rotates = True
-            self._array = self._array.copy()
-            self._views.clear()
-        return self._rotates
-
-    def hand_out(self) -> npt.NDArray[Any]:
-        if not self._rotates:
-            return self.read_all(True)
-        assert self._recycler is not None
-        handed_out = self._array
-        self._views.clear()
-        self._array = self._recycler.another(handed_out)
-        if self._quick_views:
-            self._quick_views[:] = self._array
-        # A view, so that what the receiver does to its shape or flags stays with the receiver.
-        view: npt.NDArray[Any] = handed_out[...]
-        return view
 
     def _view(self, row: int) -> npt.NDArray[Any]:
         """A view of that row, kept: filling it takes half the time of an assignment by index."""
@@ -203,9 +172,6 @@ class ArrayColumn(Column):
     def quick(self, start: int, stop: int) -> Quick:
         if self._scalar is not None:
             return super().quick(start, stop)
-        if self._rotates:
-            self._quick_views[:] = self._array
-            return Quick(self._quick_views, self._dtype, self._shape)
         return Quick([self._view(row) for row in range(start, stop)], self._dtype, self._shape)
 
     def _converted(self, value: Any) -> npt.NDArray[Any]:
@@ -367,13 +333,6 @@ class TupleColumn(Column):
     def read_some(self, rows: Rows, copy_values: bool) -> tuple[Any, ...]:
         return tuple(part.read_some(rows, copy_values) for part in self.parts)
 
-    def rotate(self) -> bool:
-        rotating = [part.rotate() for part in self.parts]
-        return any(rotating)
-
-    def hand_out(self) -> tuple[Any, ...]:
-        return tuple(part.hand_out() for part in self.parts)
-
     def arrays(self) -> list[npt.NDArray[Any]]:
         return [array for part in self.parts for array in part.arrays()]
 
@@ -405,13 +364,6 @@ class DictColumn(Column):
 
     def read_some(self, rows: Rows, copy_values: bool) -> dict[Any, Any]:
         return {key: part.read_some(rows, copy_values) for key, part in self.parts.items()}
-
-    def rotate(self) -> bool:
-        rotating = [part.rotate() for part in self.parts.values()]
-        return any(rotating)
-
-    def hand_out(self) -> dict[Any, Any]:
-        return {key: part.hand_out() for key, part in self.parts.items()}
 
     def arrays(self) -> list[npt.NDArray[Any]]:
         return [array for part in self.parts.values() for array in part.arrays()]

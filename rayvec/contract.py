@@ -214,9 +214,6 @@ class ContractVectorEnv(VectorEnv[Any, Any, Any]):
         self._batch.is_as_told = (
             self.observation_mode == "same" and len(first.spaces) == 1 and all(other is first for other in descriptions)
         )
-        if len(self._workers) == 1 and self._workers[0].is_caller and not (policy.restarts or self._is_disabled):
-            # Nobody but these sub-envs themselves can be asked for a row again; and masked resets, which do, are rare.
-            self._batch.rotate()
         for worker in self._workers:
             self._crew.attach(worker, self._batch, self._block)
         if policy.restarts:
@@ -448,7 +445,7 @@ class ContractVectorEnv(VectorEnv[Any, Any, Any]):
             self._recovery.keep()
         batch = self._batch
         return (
-            batch.observations.hand_out() if self.copy and batch.rotates else batch.observations.read_all(self.copy),
+            batch.observations.read_all(self.copy),
             batch.rewards.copy(),
             batch.terminations.copy(),
             batch.truncations.copy(),

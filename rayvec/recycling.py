@@ -1,8 +1,8 @@
-"""Large arrays without new memory: what was handed out before is used again once nobody holds it any more.
+"""Copies of large arrays without new memory: what was handed out before is used again once nobody holds it any more.
 
 New memory for a large array comes from the system page by page, which takes longer than filling it. A step that hands out
-its observations therefore fills an array that it has handed out before, if the caller has let go of that one and of every
-view of it: each holds a reference to the array at the bottom, and Python counts these.
+a copy of its observations therefore fills one that it has handed out before, if the caller has let go of that one and of
+every view of it: each holds a reference to the array at the bottom, and Python counts these.
 """
 
 from __future__ import annotations
@@ -22,32 +22,30 @@ _MOST = 4
 
 
 class Recycler:
-    """Hands out arrays of one dtype, most of them of one shape: filled with a copy, or to be filled."""
+    """Hands out copies of arrays of one dtype, most of them of one shape."""
 
     def __init__(self) -> None:
         self._kept: list[npt.NDArray[Any]] = []
 
     def copy(self, array: npt.NDArray[Any]) -> npt.NDArray[Any]:
         """A copy that is the receiver's to keep and to change."""
-        copied = self.another(array)
-        copied[...] = array
-        # A view, so that what the receiver does to its shape or flags stays with the receiver.
-        handed_out: npt.NDArray[Any] = copied[...]
-        return handed_out
-
-    def another(self, array: npt.NDArray[Any]) -> npt.NDArray[Any]:
-        """An array of the same shape and dtype that nobody holds, with anything in it."""
-        found: npt.NDArray[Any]
+        kept: npt.NDArray[Any]
         for index in range(len(self._kept)):
             if _references(self._kept, index) == _UNHELD:
-                found = self._kept[index]
-                if found.shape != array.shape:
-                    found = self._kept[index] = np.empty_like(array, order="C", subok=False)
-                return found
-        found = np.empty_like(array, order="C", subok=False)
-        if len(self._kept) < _MOST and _COUNTS_REFERENCES:
-            self._kept.append(found)
-        return found
+                kept = self._kept[index]
+                if kept.shape != array.shape:
+                    kept = self._kept[index] = np.empty_like(array, order="C", subok=False)
+                break
+        else:
+            if len(self._kept) >= _MOST or not _COUNTS_REFERENCES:
+                kept = array.copy()
+                return kept
+            kept = np.empty_like(array, order="C", subok=False)
+            self._kept.append(kept)
+        kept[...] = array
+        # A view, so that what the receiver does to its shape or flags stays with the receiver.
+        handed_out: npt.NDArray[Any] = kept[...]
+        return handed_out
 
 
 _COUNTS_REFERENCES = hasattr(sys, "getrefcount") and getattr(sys, "_is_gil_enabled", lambda: True)()

@@ -179,9 +179,7 @@ class SubEnvs:
         self._no_flags = np.zeros(len(self), np.bool_).data
         self._quick = batch.observations.quick(first_row, stop)
         self._tally = Tally(batch.tallies[first_row:stop])
-        self._last: list[Any] | None = [None] * len(self) if batch.rotates else None
-        """What each has given last, where its row may not hold that any more."""
-        self._next_action = batch.action_reader(first_row) if len(self) == 1 and not batch.rotates else None
+        self._next_action = batch.action_reader(first_row) if len(self) == 1 else None
 
     def step_alone(self) -> Outcome:
         """:meth:`step` with the actions in the batch's rows, the shortest way for one sub-env that does nothing unusual.
@@ -235,7 +233,7 @@ class SubEnvs:
             actions = self._batch.action_rows(self._rows.start, self._rows.stop)
         if self._has_flags:
             self._clear_flags()
-        ended, rewards, last, (views, dtype, shape) = self._ended, self._rewards, self._last, self._quick
+        ended, rewards, (views, dtype, shape) = self._ended, self._rewards, self._quick
         settled, num_settled = self._settled, 0
         if settled is not None:
             settled.clear()
@@ -251,8 +249,6 @@ class SubEnvs:
                     observation, reward, terminated, truncated, info = env.step(action)  # type: ignore[union-attr]
                     if type(observation) is _ARRAY and observation.dtype is dtype and observation.shape == shape:
                         view[...] = observation
-                        if last is not None:
-                            last[index] = observation
                     else:
                         self._write(index, "step", observation)
                     rewards[index] = reward if isinstance(reward, _NUMBERS) else reward_as_float(self.first + index, reward)
@@ -366,7 +362,6 @@ class SubEnvs:
         self._has_told = False
         for index, row in enumerate(self._rows):
             if mask is not None and not mask[index]:
-                self._restore_row(index)
                 continue
             try:
                 if self._failed[index] or self.envs[index] is None:
@@ -494,7 +489,6 @@ class SubEnvs:
 
     def _state_of(self, index: int) -> SubEnvState:
         batch, row = self._batch, self._rows[index]
-        self._restore_row(index)
         return SubEnvState(
             None if self._failed[index] else save_env(self._env(index), f"sub-env {self.first + index}"),
             self._ended[index],
@@ -527,7 +521,7 @@ class SubEnvs:
                 self._rebuild(index)
             self.envs[index] = restore_env(self._env(index), state.env, f"sub-env {self.first + index}")
         batch, row = self._batch, self._rows[index]
-        self._write(index, "set_state", state.observation)
+        batch.observations.write(row, state.observation)
         batch.rewards[row] = state.reward
         batch.terminations[row] = state.terminated
         batch.truncations[row] = state.truncated
@@ -592,20 +586,13 @@ class SubEnvs:
         views, dtype, shape = self._quick
         if type(observation) is _ARRAY and observation.dtype is dtype and observation.shape == shape:
             views[index][...] = observation
-        else:
-            try:
-                self._batch.observations.write(self._rows[index], observation)
-            except Mismatch as mismatch:
-                raise InvalidObservationError(
-                    f"sub-env {self.first + index}: {call} returned an observation that its space does not allow: {mismatch}"
-                ) from None
-        if self._last is not None:
-            self._last[index] = observation
-
-    def _restore_row(self, index: int) -> None:
-        """Puts back into its row what a sub-env has given last, if that was handed out with all rows since."""
-        if self._last is not None and self._last[index] is not None:
-            self._write(index, "reset", self._last[index])
+            return
+        try:
+            self._batch.observations.write(self._rows[index], observation)
+        except Mismatch as mismatch:
+            raise InvalidObservationError(
+                f"sub-env {self.first + index}: {call} returned an observation that its space does not allow: {mismatch}"
+            ) from None
 
 
 def reward_as_float(index: int, reward: Any) -> float:

@@ -21,7 +21,6 @@ import pytest
 from clusters import ensure_cluster, on_two_nodes
 
 import rayvec
-from rayvec import columns
 from rayvec.local.bells import Bells
 
 __all__ = ["ENGINES", "FEW", "ONE_EACH", "START_METHODS", "Engine", "each", "named"]
@@ -113,21 +112,18 @@ def _make_ray(env_fns: Sequence[Callable[[], Any]], **options: Any) -> Any:
     return rayvec.RayVectorEnv(env_fns, **options)
 
 
-def _sync(name: str, base: Callable[..., Any]) -> Engine:
-    return Engine(name, base, in_processes=False, can_time_out=False, num_workers=1, in_caller=True, start_method=None)
-
-
-def _rotating(env_fns: Sequence[Callable[[], Any]], **options: Any) -> Any:
-    """Hands out observations of any size as it does large ones."""
-    with mock.patch.object(columns, "LARGE", 1):
-        return rayvec.SyncVectorEnv(env_fns, **options)
-
-
 ENGINES = {
     engine.id: engine
     for engine in (
-        _sync("sync", rayvec.SyncVectorEnv),
-        _sync("sync-rotating", _rotating),
+        Engine(
+            "sync",
+            rayvec.SyncVectorEnv,
+            in_processes=False,
+            can_time_out=False,
+            num_workers=1,
+            in_caller=True,
+            start_method=None,
+        ),
         _async("async"),
         _async("async-pipe", shared_memory=False),
         _async("async-workers-1", num_workers=1),

@@ -11,6 +11,7 @@ import numpy.typing as npt
 from engines import Engine
 from gymnasium.vector.utils import iterate
 
+import rayvec
 from rayvec.testing import CountingEnv, RestartedLoop, assert_same, batch_infos, batch_observations
 from rayvec.testing.restarted import _reasons, _signs
 
@@ -134,7 +135,7 @@ def with_last(env_fn: Callable[..., Any], **kwargs: Any) -> list[Any]:
 
 def batch_size_of(engine: Engine) -> int:
     """Some sub-envs, if those of one worker can come without the others."""
-    return max(2, len(engine.shares(NUM_ENVS)[0])) if engine.in_processes else 2
+    return max(2, len(engine.shares(NUM_ENVS)[0])) if engine.base is not rayvec.SyncVectorEnv else 2
 
 
 def zeros(count: int) -> npt.NDArray[np.int64]:
@@ -144,7 +145,7 @@ def zeros(count: int) -> npt.NDArray[np.int64]:
 
 def share_of(engine: Engine, index: int) -> list[int]:
     """The sub-envs that come together with that one."""
-    return [index] if not engine.in_processes else engine.together_with(index, NUM_ENVS)
+    return [index] if engine.base is rayvec.SyncVectorEnv else engine.together_with(index, NUM_ENVS)
 
 
 def go_on(envs: Any, loop: PartialLoop, ids: list[int], engine: Engine) -> None:

@@ -434,7 +434,7 @@ def test_garbage_collection_with_a_stuck_env(engine: Engine, tmp_path: Path) -> 
     envs.reset()
     envs.step_async(ACTIONS)
     wait_in_vain(envs.step_wait, marker)
-    with within(2.0):
+    with within(3.0):
         del envs
         gc.collect()
     wait_until_gone([int(marker.read_text())], 1)

@@ -149,7 +149,7 @@ def test_every_layout(engine: Engine, space: str) -> None:
     there_and_back(engine, [partial(SpaceEnv, EXAMPLE_SPACES[space])] * NUM_ENVS, AutoresetMode.NEXT_STEP)
 
 
-@each([*ONE_EACH, ENGINES["sync-rotating"]])
+@each(ONE_EACH)
 def test_some_sub_envs(engine: Engine) -> None:
     """Only those that were asked for are in the state, and only they go back."""
     fns = counting()

@@ -12,7 +12,6 @@ import pytest
 from gymnasium import Space, spaces
 from gymnasium.vector.utils import concatenate, create_empty_array
 
-from rayvec import columns
 from rayvec.columns import Arena, Column, Mismatch, build_column, custom_space_in, snapshot
 from rayvec.testing.comparison import assert_same
 from rayvec.testing.envs import EXAMPLE_SPACES
@@ -340,49 +339,6 @@ def test_what_was_read_never_changes(name: str) -> None:
     for mine in arrays_in((one, some, batched)):
         mine[...] = 1
     assert_same(again, column.read(0), "the column")
-
-
-@pytest.mark.parametrize("name", SPACES)
-def test_what_was_handed_out_never_changes(name: str, monkeypatch: pytest.MonkeyPatch) -> None:
-    """It is the receiver's, whatever is written later and whatever he does to it; later rows are whole all the same."""
-    monkeypatch.setattr(columns, "LARGE", 1)
-    space = SPACES[name]
-    column, judge = column_for(space), column_for(space)
-    column.rotate()
-    held = []
-    for seed in range(12):
-        for row, value in enumerate(samples(space, seed=seed)):
-            column.write(row, value)
-            judge.write(row, value)
-        due, came = judge.read_all(True), column.hand_out()
-        assert_same(due, came, "what was handed out")
-        if seed % 3:
-            held.append((due, came))
-        else:
-            for mine in arrays_in(came):
-                mine[...] = 1
-    for due, came in held:
-        assert_same(due, came, "what was handed out before")
-
-
-def test_rows_are_handed_out_without_copying(monkeypatch: pytest.MonkeyPatch) -> None:
-    """Large arrays themselves; who stores past ``write`` has the rows of the next one."""
-    monkeypatch.setattr(columns, "LARGE", 1)
-    column = column_for(spaces.Box(0, 255, (2, 3), np.uint8))
-    assert column.rotate()
-    views = column.quick(0, NUM_ROWS).views
-    seen = set()
-    for value in range(20):
-        for view in views:
-            view[...] = value
-        rows = column.arrays()[0]
-        handed_out = column.hand_out()
-        assert np.shares_memory(handed_out, rows)
-        assert not np.shares_memory(handed_out, column.arrays()[0])
-        assert (handed_out == value).all()
-        seen.add(handed_out.__array_interface__["data"][0])
-        del rows
-    assert len(seen) <= 3
 
 
 def arrays_in(value: Any) -> list[npt.NDArray[Any]]:

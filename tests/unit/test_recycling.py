@@ -69,20 +69,6 @@ def test_a_copy_is_the_receivers() -> None:
         assert (pickle.loads(pickle.dumps(copied)) == 77).all()
 
 
-def test_another_is_nobodys() -> None:
-    """It has the shape and dtype that were asked for, and no memory that somebody still sees."""
-    recycler = Recycler()
-    like = np.zeros((4, LARGE), np.int16)
-    first = recycler.another(like)
-    held = first[1:]
-    assert (first.shape, first.dtype) == (like.shape, like.dtype)
-    where = address(first)
-    del first
-    assert address(recycler.another(like)) != where
-    del held
-    assert address(recycler.another(like)) == where
-
-
 def test_a_copy_is_contiguous_whatever_it_copies() -> None:
     """Rows of shared memory may lie apart."""
     apart = np.zeros((8, 2 * LARGE), np.uint8)[:, ::2]
