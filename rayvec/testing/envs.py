@@ -398,6 +398,10 @@ class BufferEnv(gym.Env[npt.NDArray[np.float64], npt.NDArray[np.float32]]):
         self._info["kept"] = self._kept
         return self._observation, float(step), step >= self._episode_length, False, self._info
 
+    def draw(self) -> None:
+        """Changes the observation that it gave last, as an env does that renders into its frame."""
+        self._observation -= 0.5
+
 
 class RandomStateEnv(gym.Env[npt.NDArray[np.float64], np.int64]):
     """Observes what the process's global random states give: ``[random.random(), numpy.random.random()]``, float64 ``(2,)``.

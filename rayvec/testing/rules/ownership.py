@@ -42,6 +42,17 @@ def check_final_snapshots(make: MakeVectorEnv) -> None:
 
 
 @rule
+def check_other_rows(make: MakeVectorEnv) -> None:
+    """A masked reset gives the rows of all others as they were, whatever their envs have done to their buffers since."""
+    for mode in MODES:
+        with duel(make, [partial(BufferEnv, index=index, episode_length=9) for index in range(3)], mode) as both:
+            both.reset(seed=0)
+            both.step()
+            both.call("call", "draw")
+            both.reset(options={"reset_mask": mask_of(0, 1, 0)})
+
+
+@rule
 def check_copies_never_change(make: MakeVectorEnv) -> None:
     """With ``copy=True`` nothing that was returned changes later."""
     _assert_returned_stays(make, list(range(5)), copy=True)
