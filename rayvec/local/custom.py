@@ -157,7 +157,7 @@ class CustomWorker(ChildWorker):
             child = ChildProcess(setup.context, setup.function, args, name=name, daemon=setup.daemon)
             with starting_quietly():
                 child.start()
-            self._child = child
+                self._child = child
         except BaseException:
             ours.close()
             raise

@@ -12,9 +12,11 @@ import gc
 import multiprocessing.process
 import os
 import signal
+import threading
 import weakref
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from multiprocessing.process import BaseProcess
+from types import FrameType
 
 from gymnasium.vector.utils import clear_mpi_env_vars
 
@@ -23,6 +25,8 @@ __all__ = ["own", "starting_quietly"]
 _owned: weakref.WeakSet[BaseProcess] = weakref.WeakSet()
 _paused: list[bool] = []
 """For each caller of :func:`starting_quietly` within it: whether the collector ran before."""
+_handlers: list[Callable[[int, FrameType | None], object]] = []
+"""That of Ctrl-C, while it is held back."""
 
 
 def own(process: BaseProcess) -> None:
@@ -34,13 +38,14 @@ def own(process: BaseProcess) -> None:
 def starting_quietly() -> Iterator[None]:
     """Processes started within begin with Ctrl-C blocked, which they have to undo, and without MPI's environment variables.
 
-    The collector rests meanwhile, until a forked process has put all that it has inherited out of its reach.
+    Ctrl-C is heard at the end: raised between a fork and its note, it would leave a process behind that nobody knows of. The
+    collector rests meanwhile, until a forked process has put all that it has inherited out of its reach.
     """
     collects = gc.isenabled()
     _paused.append(collects)
     try:
         gc.disable()
-        with clear_mpi_env_vars() if _is_under_mpi() else contextlib.nullcontext(), _without_interrupts():
+        with clear_mpi_env_vars() if _is_under_mpi() else contextlib.nullcontext(), _hearing_later(), _blocking_interrupts():
             yield
     finally:
         _paused.remove(collects)
@@ -49,7 +54,26 @@ def starting_quietly() -> Iterator[None]:
 
 
 @contextlib.contextmanager
-def _without_interrupts() -> Iterator[None]:
+def _hearing_later() -> Iterator[None]:
+    """Calls the handler of Ctrl-C at the end, if it came: the mask of one thread keeps nothing from the others."""
+    handler = signal.getsignal(signal.SIGINT)
+    if threading.current_thread() is not threading.main_thread() or not callable(handler):
+        yield
+        return
+    heard: list[tuple[int, FrameType | None]] = []
+    _handlers.append(handler)
+    try:
+        signal.signal(signal.SIGINT, lambda *arguments: heard.append(arguments))
+        yield
+    finally:
+        signal.signal(signal.SIGINT, handler)
+        _handlers.clear()
+    if heard:
+        handler(*heard[0])
+
+
+@contextlib.contextmanager
+def _blocking_interrupts() -> Iterator[None]:
     if not hasattr(signal, "pthread_sigmask"):
         yield
         return
@@ -72,6 +96,8 @@ def _in_forked_process() -> None:
         if any(_paused):
             gc.enable()
         _paused.clear()
+    if _handlers:
+        signal.signal(signal.SIGINT, _handlers.pop())
 
 
 if hasattr(os, "register_at_fork"):

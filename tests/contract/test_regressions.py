@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
+import _thread
 import gc
 import os
+import signal
 from collections.abc import Callable
 from contextlib import closing
 from functools import partial
@@ -239,3 +241,36 @@ def test_workers_collect_their_own_garbage(engine: Engine, collects: bool) -> No
             assert envs.call("collects") == (collects or engine.start_method != "fork",) * 2
     finally:
         gc.enable()
+
+
+@pytest.mark.parametrize("options", [{}, {"worker": doubling_worker}], ids=["own", "custom"])
+def test_interrupted_right_after_a_fork(options: dict[str, Any], monkeypatch: pytest.MonkeyPatch) -> None:
+    """Where another thread takes the signal, the mask of this one keeps nothing back: the process was left behind."""
+    fork = os.fork
+
+    def interrupted() -> int:
+        pid = fork()
+        if pid:
+            _thread.interrupt_main()
+        return pid
+
+    monkeypatch.setattr(os, "fork", interrupted)
+    before = signal.getsignal(signal.SIGINT)
+    with pytest.raises(KeyboardInterrupt):
+        AsyncVectorEnv([CountingEnv] * 3, **options)
+    assert signal.getsignal(signal.SIGINT) is before
+
+
+class HandlingEnv(CountingEnv):
+    """Knows what Ctrl-C would do where it lives."""
+
+    def handler(self) -> str:
+        """The name of the handler."""
+        return getattr(signal.getsignal(signal.SIGINT), "__name__", "none")
+
+
+def test_a_custom_worker_has_the_callers_handlers() -> None:
+    """What holds Ctrl-C back while processes are started is no business of theirs."""
+    due = HandlingEnv().handler()
+    with closing(AsyncVectorEnv([HandlingEnv] * 2, worker=doubling_worker)) as envs:
+        assert envs.call("handler") == (due, due)
