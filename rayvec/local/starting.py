@@ -68,8 +68,8 @@ def _hearing_later() -> Iterator[None]:
     finally:
         signal.signal(signal.SIGINT, handler)
         _handlers.clear()
-    if heard:
-        handler(*heard[0])
+        if heard:
+            handler(*heard[0])
 
 
 @contextlib.contextmanager
