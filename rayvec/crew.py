@@ -11,6 +11,7 @@ Nothing here knows what a request means.
 
 from __future__ import annotations
 
+import contextlib
 import itertools
 import os
 import selectors
@@ -149,7 +150,9 @@ class Crew:
         if tuple(self._watched.get(worker, ())) == tuple(worker.descriptors()):
             return
         for descriptor in self._watched.pop(worker, ()):
-            self._selector.unregister(descriptor)
+            # Ctrl-C may have come before it was registered.
+            with contextlib.suppress(KeyError):
+                self._selector.unregister(descriptor)
         self._watched[worker] = worker.descriptors()
         for descriptor in self._watched[worker]:
             self._selector.register(descriptor, selectors.EVENT_READ, worker)
@@ -430,7 +433,9 @@ class Crew:
         """Drops what ``worker`` owes and does not listen to it any more."""
         self._drop_lines()
         for descriptor in self._watched.pop(worker, ()):
-            self._selector.unregister(descriptor)
+            # Ctrl-C may have come before it was registered.
+            with contextlib.suppress(KeyError):
+                self._selector.unregister(descriptor)
         self._ready.pop(worker, None)
         self.num_owed -= len(worker.owed)
         worker.owed.clear()

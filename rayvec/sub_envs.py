@@ -322,7 +322,7 @@ class SubEnvs:
         self._truncations[index] = truncated
         self._has_flags = True
         if self._resets_at_once:
-            ending = {"final_obs": self._batch.observations.read(self._rows[index]), "final_info": info}
+            ending = {"final_obs": self._batch.observations.read(self._rows[index]), "final_info": info or {}}
             self._tally.count_reset(index)
             return {**ending, **self._reset_env(index)}
         # Under DISABLED the caller lets no step through before a reset.

@@ -205,7 +205,7 @@ class TuningReport:
             table = [("", "choice", "env steps/s", "of the best")]
             for measured in sorted(self.measurements, key=lambda measured: -measured.share_of(best)):
                 rate = f"{measured.rate:,.0f}" if measured.rates else measured.note
-                share = f"{measured.share_of(best):.2f}" if measured.rates else ""
+                share = f"{min(measured.share_of(best), 1.0):.2f}" if measured.rates else ""
                 table.append(("*" if measured.choice == self.choice else "", str(measured.choice), rate, share))
             widths = [max(map(len, column)) for column in zip(*table, strict=True)]
             lines += [

@@ -17,6 +17,7 @@ from rayvec.local.bells import Bells
 from rayvec.local.channel import CallerChannel, Frame
 from rayvec.local.memory import SharedBlock
 from rayvec.local.serve import AttachPayload, decode_reply, encode_request, undecodable_reply
+from rayvec.local.starting import hearing_later
 from rayvec.protocol import Verb
 from rayvec.worker import BareLine, Reply
 
@@ -53,14 +54,16 @@ class ChannelLine:
             token = block.token if block is not None else None
             self.post(Verb.ATTACH, (attach_payload(batch, self._envs, token, is_anew),))
             return
-        bells = Bells.make()
         batch.darken(self._envs.start)
-        told = None if bells is None else spins
-        self.post(Verb.ATTACH, (attach_payload(batch, self._envs, block.token, is_anew, told),))
-        with contextlib.suppress(EOFError):
-            self._channel.post_descriptors(block.descriptor, *(bells or ()))
-        if bells is not None:
-            self._channel.ring_with(bells, Verb.STEP, batch.lamps(self._envs.start) if spins else None)
+        # Until the channel has them, nobody would close the bells.
+        with hearing_later():
+            bells = Bells.make()
+            told = None if bells is None else spins
+            self.post(Verb.ATTACH, (attach_payload(batch, self._envs, block.token, is_anew, told),))
+            with contextlib.suppress(EOFError):
+                self._channel.post_descriptors(block.descriptor, *(bells or ()))
+            if bells is not None:
+                self._channel.ring_with(bells, Verb.STEP, batch.lamps(self._envs.start) if spins else None)
 
     def prepare(self, verb: Verb, payload: tuple[Any, ...] | None) -> Sequence[bytes | memoryview]:
         """What :meth:`post` takes."""

@@ -119,8 +119,10 @@ class ChildProcess:
         """Becomes readable when it has ended."""
         if self._pidfd is None:
             self._pidfd = -1
-            with contextlib.suppress(AttributeError, OSError):
-                self._pidfd = os.pidfd_open(self.pid)
+            # One that has ended already may have left its id to another.
+            if self.process.exitcode is None:
+                with contextlib.suppress(AttributeError, OSError):
+                    self._pidfd = os.pidfd_open(self.pid)
         # Not every platform has the former; the latter stays silent while a process forked off the worker lives on.
         return self._pidfd if self._pidfd >= 0 else self.process.sentinel
 

@@ -20,7 +20,7 @@ from types import FrameType
 
 from gymnasium.vector.utils import clear_mpi_env_vars
 
-__all__ = ["own", "starting_quietly"]
+__all__ = ["hearing_later", "own", "starting_quietly"]
 
 _owned: weakref.WeakSet[BaseProcess] = weakref.WeakSet()
 _paused: list[bool] = []
@@ -45,7 +45,7 @@ def starting_quietly() -> Iterator[None]:
     _paused.append(collects)
     try:
         gc.disable()
-        with clear_mpi_env_vars() if _is_under_mpi() else contextlib.nullcontext(), _hearing_later(), _blocking_interrupts():
+        with clear_mpi_env_vars() if _is_under_mpi() else contextlib.nullcontext(), hearing_later(), _blocking_interrupts():
             yield
     finally:
         _paused.remove(collects)
@@ -54,7 +54,7 @@ def starting_quietly() -> Iterator[None]:
 
 
 @contextlib.contextmanager
-def _hearing_later() -> Iterator[None]:
+def hearing_later() -> Iterator[None]:
     """Calls the handler of Ctrl-C at the end, if it came: the mask of one thread keeps nothing from the others."""
     handler = signal.getsignal(signal.SIGINT)
     if threading.current_thread() is not threading.main_thread() or not callable(handler):
@@ -67,7 +67,7 @@ def _hearing_later() -> Iterator[None]:
         yield
     finally:
         signal.signal(signal.SIGINT, handler)
-        _handlers.clear()
+        _handlers.remove(handler)
         if heard:
             handler(*heard[0])
 

@@ -5,6 +5,7 @@ from __future__ import annotations
 import _thread
 import gc
 import os
+import selectors
 import signal
 from collections.abc import Callable
 from contextlib import closing
@@ -274,3 +275,48 @@ def test_a_custom_worker_has_the_callers_handlers() -> None:
     due = HandlingEnv().handler()
     with closing(AsyncVectorEnv([HandlingEnv] * 2, worker=doubling_worker)) as envs:
         assert envs.call("handler") == (due, due)
+
+
+class ForgetfulEnv(CountingEnv):
+    """Has one info dict, empty at the end of an episode, and puts something into it at the next reset."""
+
+    def __init__(self) -> None:
+        super().__init__(episode_length=2)
+        self._own: dict[str, Any] = {}
+
+    def reset(self, **kwargs: Any) -> Any:
+        """As CountingEnv."""
+        self._own["start"] = 1
+        return super().reset(**kwargs)[0], self._own
+
+    def step(self, action: np.int64) -> Any:
+        """As CountingEnv."""
+        self._own.clear()
+        return (*super().step(action)[:4], self._own)
+
+
+@each(named("sync", "async", "async-workers-2"))
+def test_an_empty_final_info_is_a_snapshot_too(engine: Engine) -> None:
+    """It was the env's own dict, and had in it what the reset behind it put there."""
+    with closing(engine.make([ForgetfulEnv] * 2, autoreset_mode="SameStep")) as envs:
+        envs.reset(seed=1)
+        envs.step(np.zeros(2, np.int64))
+        _, _, terminations, _, infos = envs.step(np.zeros(2, np.int64))
+        assert terminations.all()
+        assert infos["start"].tolist() == [1, 1]
+        assert not infos["final_info"]
+
+
+def test_interrupted_while_a_worker_is_registered(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Ctrl-C came out as a KeyError of the selector."""
+    register = selectors.DefaultSelector.register
+    calls = iter(range(100))
+
+    def interrupted(*arguments: Any) -> Any:
+        if next(calls) == 2:
+            raise KeyboardInterrupt
+        return register(*arguments)
+
+    monkeypatch.setattr(selectors.DefaultSelector, "register", interrupted)
+    with pytest.raises(KeyboardInterrupt):
+        AsyncVectorEnv([CountingEnv] * 3)
