@@ -555,7 +555,7 @@ envs.close()
 GONE = """
 import logging, ray
 address = ray.init(address="local", num_cpus=1, include_dashboard=False, log_to_driver=False, logging_level=logging.CRITICAL)
-envs = rayvec.RayVectorEnv(FNS, num_actors=2, transport=TRANSPORT, placement_timeout=3)
+envs = rayvec.RayVectorEnv(FNS, num_actors=2, transport=TRANSPORT, placement_timeout=20)
 envs.reset(seed=1)
 actors, heard = envs.actors, []
 for process in ray._private.worker._global_node.all_processes[PROCESS]:
