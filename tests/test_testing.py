@@ -759,7 +759,7 @@ CAUGHT_BY: dict[type[RightEngine], list[str]] = {
     WrapsErrors: ["error_of_sub_env"],
     DropsNotes: ["error_of_sub_env", "several_errors"],
     SwallowsOddErrors: ["odd_errors"],
-    around(AliasesObservations): ["final_snapshots"],
+    around(AliasesObservations): ["final_snapshots", "other_rows"],
     around(BroadcastsObservations): ["wrong_observations"],
     around(NamesNoSubEnv): ["wrong_observations"],
     around(AliasesInfos): ["infos_never_change", "copies_never_change"],
