@@ -456,11 +456,13 @@ def serve(told: dict[str, Any], requests: TextIO, answers: TextIO) -> None:
         stepped.reset(seed=0)
         report = getattr(stepped, "tuning", None)
         answer: dict[str, Any] = {"start": time.perf_counter() - started, "choice": report and str(report.choice)}
-        env = work.env_fn()
-        turn: Rated = Turn(stepped.step, random_actions(env.action_space, num_envs, STEPS, bare=name == BARE), num_envs)
+        turn: Rated
         if isinstance(stepped, FreeLoops | RowsAlone):
             turn = stepped
-        env.close()
+        else:
+            env = work.env_fn()
+            turn = Turn(stepped.step, random_actions(env.action_space, num_envs, STEPS, bare=name == BARE), num_envs)
+            env.close()
         while True:
             print(json.dumps(answer), file=answers, flush=True)
             request = requests.readline()

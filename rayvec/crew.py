@@ -149,13 +149,16 @@ class Crew:
         """Listens to what ``worker`` says can be listened to now."""
         if tuple(self._watched.get(worker, ())) == tuple(worker.descriptors()):
             return
+        self._unwatch(worker)
+        self._watched[worker] = worker.descriptors()
+        for descriptor in self._watched[worker]:
+            self._selector.register(descriptor, selectors.EVENT_READ, worker)
+
+    def _unwatch(self, worker: Worker) -> None:
         for descriptor in self._watched.pop(worker, ()):
             # Ctrl-C may have come before it was registered.
             with contextlib.suppress(KeyError):
                 self._selector.unregister(descriptor)
-        self._watched[worker] = worker.descriptors()
-        for descriptor in self._watched[worker]:
-            self._selector.register(descriptor, selectors.EVENT_READ, worker)
 
     def attach(self, worker: Worker, batch: Batch, block: SharedBlock | None) -> None:
         """Gives ``worker`` its memory."""
@@ -432,10 +435,7 @@ class Crew:
     def forget(self, worker: Worker) -> None:
         """Drops what ``worker`` owes and does not listen to it any more."""
         self._drop_lines()
-        for descriptor in self._watched.pop(worker, ()):
-            # Ctrl-C may have come before it was registered.
-            with contextlib.suppress(KeyError):
-                self._selector.unregister(descriptor)
+        self._unwatch(worker)
         self._ready.pop(worker, None)
         self.num_owed -= len(worker.owed)
         worker.owed.clear()

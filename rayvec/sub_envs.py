@@ -252,13 +252,10 @@ class SubEnvs:
                     else:
                         self._write(index, "step", observation)
                     rewards[index] = reward if isinstance(reward, _NUMBERS) else reward_as_float(self.first + index, reward)
-                    if not info:
-                        if terminated or truncated:
-                            info = self._end_episode(index, bool(terminated), bool(truncated), info)
-                    elif settled is not None and not (terminated or truncated) and settled.write(index, info):
+                    if info and settled is not None and not (terminated or truncated) and settled.write(index, info):
                         num_settled += 1
-                        info = None
-                    else:
+                        info = {}
+                    elif info or terminated or truncated:
                         info = self._noted(index, terminated, truncated, info)
                 if info:
                     infos.append((index, info))
@@ -306,7 +303,7 @@ class SubEnvs:
         """The step behind the end of an episode; returns its info."""
         self._ended[index] = False
         self._rewards[index] = 0.0
-        info = self._go_on(index) if self._orders and index in self._orders else self._reset_env(index)
+        info = self._go_on(index) if index in self._orders else self._reset_env(index)
         self._tally.count_reset(index, in_step=True)
         return info
 
@@ -571,7 +568,7 @@ class SubEnvs:
         self._tally.count_restart(index)
 
     def _reset_env(self, index: int, **kwargs: Any) -> dict[Any, Any]:
-        order = self._orders.pop(index, None) if self._orders else None
+        order = self._orders.pop(index, None)
         if order is not None and kwargs.get("seed") is None:
             kwargs["seed"] = order.seed
         observation, info = self._env(index).reset(**kwargs)
@@ -583,10 +580,6 @@ class SubEnvs:
         return info
 
     def _write(self, index: int, call: str, observation: Any) -> None:
-        views, dtype, shape = self._quick
-        if type(observation) is _ARRAY and observation.dtype is dtype and observation.shape == shape:
-            views[index][...] = observation
-            return
         try:
             self._batch.observations.write(self._rows[index], observation)
         except Mismatch as mismatch:
