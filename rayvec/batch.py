@@ -9,6 +9,7 @@ and :meth:`Batch.pack` / :meth:`Batch.unpack` carry rows between the two as raw 
     ┌─ actions ─┬─ observations ─┬─ rewards ─┬─ terminations ─┬─ truncations ─┬─ tallies ─┐
     │ row 0..n  │ row 0..n       │ float64   │ bool           │ bool          │ float64   │   each aligned to 64 bytes
     └───────────┴────────────────┴───────────┴────────────────┴───────────────┴───────────┘
+      (large observations in shared memory: outputs behind all that, see rayvec.recycling)
 
 Rows ``[first, first + k)`` belong to one worker between a request and its reply and to the caller otherwise: that order,
 kept by the protocol, is all that prevents a torn read.
@@ -27,6 +28,7 @@ from gymnasium import Space, spaces
 from rayvec import serialise
 from rayvec.columns import Arena, ArrayColumn, Column, DictColumn, Rows, TupleColumn, build_column, run_of, snapshot
 from rayvec.local.waiting import Lamp
+from rayvec.recycling import LARGE_SHARE, MOST, Outputs
 from rayvec.settled import ROOM, InfoRows, Layout
 from rayvec.stats import NUM_SLOTS
 
@@ -40,7 +42,7 @@ class Batch:
         observation_space: of one sub-env.
         action_space: of one sub-env.
         num_rows: how many rows.
-        buffer: the bytes to lay them over, :meth:`size` of them at least; None: new ones on the heap.
+        buffer: shared bytes to lay them over, :meth:`size` of them at least; None: new ones on the heap.
 
     Attributes:
         num_rows: how many.
@@ -53,20 +55,26 @@ class Batch:
         terminations: bool ``(num_rows,)``.
         truncations: bool ``(num_rows,)``.
         tallies: float64 ``(num_rows, NUM_SLOTS)``, what :mod:`rayvec.stats` counts.
+        outputs: what may be handed out in place of copies of the observations; None: there is nothing.
     """
 
     def __init__(self, observation_space: Space[Any], action_space: Space[Any], num_rows: int, buffer: Any = None) -> None:
+        is_shared = buffer is not None
         if buffer is None:
-            buffer = np.zeros(self.size(observation_space, action_space, num_rows), np.uint8)
-        self._lay_out(observation_space, action_space, num_rows, Arena(buffer))
+            buffer = np.zeros(self._measured(observation_space, action_space, num_rows, is_shared), np.uint8)
+        self._lay_out(observation_space, action_space, num_rows, Arena(buffer), is_shared)
 
-    def _lay_out(self, observation_space: Space[Any], action_space: Space[Any], num_rows: int, arena: Arena) -> None:
+    def _lay_out(
+        self, observation_space: Space[Any], action_space: Space[Any], num_rows: int, arena: Arena, is_shared: bool
+    ) -> None:
         self.num_rows = num_rows
         self.is_as_told = False
         self.observation_space = observation_space
         self.action_space = action_space
         self._actions = build_column(action_space, num_rows, arena) if _only_arrays(action_space) else None
+        before = arena.size
         self.observations: Column = build_column(observation_space, num_rows, arena)
+        self._num_observation_bytes = arena.size - before
         self.rewards: npt.NDArray[np.float64] = arena.array((num_rows,), np.float64)
         self.terminations: npt.NDArray[np.bool_] = arena.array((num_rows,), np.bool_)
         self.truncations: npt.NDArray[np.bool_] = arena.array((num_rows,), np.bool_)
@@ -79,13 +87,34 @@ class Batch:
         self.actions_version = 0
         self._objects = self.observations.objects()
         self._results = [*self.observations.arrays(), self.rewards, self.terminations, self.truncations, self.tallies]
+        self.outputs: Outputs | None = None
+        if is_shared and self._num_observation_bytes >= LARGE_SHARE and not self._objects:
+            self._output_columns = [build_column(observation_space, num_rows, arena) for _ in range(MOST)]
+            copies = [column.arrays() for column in self._output_columns]
+            self.outputs = Outputs(self.observations.arrays(), copies, arena.array((1,), np.int8))
 
     @classmethod
     def size(cls, observation_space: Space[Any], action_space: Space[Any], num_rows: int) -> int:
-        """How many bytes the rows take."""
+        """How many shared bytes the rows take."""
+        return cls._measured(observation_space, action_space, num_rows, is_shared=True)
+
+    @classmethod
+    def _measured(cls, observation_space: Space[Any], action_space: Space[Any], num_rows: int, is_shared: bool) -> int:
         measure = Arena()
-        cls.__new__(cls)._lay_out(observation_space, action_space, num_rows, measure)
+        cls.__new__(cls)._lay_out(observation_space, action_space, num_rows, measure, is_shared)
         return measure.size
+
+    def outputs_for(self, num_workers: int) -> Outputs | None:
+        """What so many workers are to fill at a step; None where that does not pay."""
+        return self.outputs if self._num_observation_bytes >= num_workers * LARGE_SHARE else None
+
+    def take_observations(self, copy_values: bool) -> Any:
+        """All observations, batched: the receiver's if ``copy_values``, else views of the rows."""
+        if self.outputs is not None and copy_values:
+            filled = self.outputs.take()
+            if filled is not None:
+                return self._output_columns[filled].read_all(False)
+        return self.observations.read_all(copy_values)
 
     @functools.cached_property
     def pickled_spaces(self) -> bytes:
@@ -169,6 +198,8 @@ class Batch:
     def unpack_results(self, start: int, stop: int, parts: Sequence[memoryview]) -> None:
         """Fills rows ``start`` to ``stop`` with results that were packed elsewhere; ``parts`` may have been joined to one."""
         _unpack(self._results, start, stop, parts)
+        if self.outputs is not None:
+            self.outputs.fill(start, stop)
 
     def take_over(self, other: Batch, rows: Rows) -> None:
         """Fills these rows with the results in another batch of the same spaces and size."""

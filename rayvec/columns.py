@@ -201,7 +201,8 @@ class ArrayColumn(Column):
         return value.copy() if self._shape else value
 
     def read_all(self, copy_values: bool) -> npt.NDArray[Any]:
-        return self._copied(self._array) if copy_values else self._array
+        # A view, so that what the receiver does to its shape or flags stays with the receiver.
+        return self._copied(self._array) if copy_values else self._array[...]
 
     def read_some(self, rows: Rows, copy_values: bool) -> npt.NDArray[Any]:
         some = self._array[rows]

@@ -209,6 +209,7 @@ class ContractVectorEnv(VectorEnv[Any, Any, Any]):
             self._block = make_block(Batch.size(*spaces, self.num_envs))
             self._blocks.append(self._block)
         self._batch = Batch(*spaces, self.num_envs, self._block.buffer if self._block is not None else None)
+        self._outputs = self._batch.outputs_for(len(self._workers)) if self.copy else None
         # Replies of the same bytes are one object: nothing that compares as equal and lies otherwise in memory is among them.
         first = descriptions[0]
         self._batch.is_as_told = (
@@ -411,6 +412,8 @@ class ContractVectorEnv(VectorEnv[Any, Any, Any]):
         if self._has_failed or crew.is_torn or crew.has_lost or self._is_disabled:
             self._check_steppable()
         rest = self._batch.place_actions(actions)
+        if self._outputs is not None:
+            self._outputs.choose()
         call.begin("step")
         try:
             if rest is None:
@@ -445,7 +448,7 @@ class ContractVectorEnv(VectorEnv[Any, Any, Any]):
             self._recovery.keep()
         batch = self._batch
         return (
-            batch.observations.read_all(self.copy),
+            batch.take_observations(self.copy),
             batch.rewards.copy(),
             batch.terminations.copy(),
             batch.truncations.copy(),
@@ -705,7 +708,7 @@ class ContractVectorEnv(VectorEnv[Any, Any, Any]):
         # Interrupted, it can be called again, and the finalizer does the rest at the latest.
         failures = self._crew.end(timeout, forced)
         self._finalizer.cancel()
-        self._batch = self._all_info_rows = None  # type: ignore[assignment]
+        self._batch = self._outputs = self._all_info_rows = None  # type: ignore[assignment]
         if self._recovery is not None:
             self._recovery.release()
         for kept in (self._reset_payloads, self._replies, self._revived, self._info_rows):

@@ -179,6 +179,7 @@ class SubEnvs:
         self._no_flags = np.zeros(len(self), np.bool_).data
         self._quick = batch.observations.quick(first_row, stop)
         self._tally = Tally(batch.tallies[first_row:stop])
+        self._outputs = batch.outputs
         self._next_action = batch.action_reader(first_row) if len(self) == 1 else None
 
     def step_alone(self) -> Outcome:
@@ -212,6 +213,8 @@ class SubEnvs:
                 outcome = self._told([(0, info)], [], 0)
         except BaseException as error:
             outcome = self._told([], [self._fail(0, "step", error)], 0)
+        if self._outputs is not None:
+            self._fill_outputs()
         if began:
             tally.end_step(began, perf_counter())
         return outcome
@@ -271,9 +274,15 @@ class SubEnvs:
             outcome = SETTLED if num_settled else NOTHING
         else:
             outcome = self._told(infos, failures, num_settled)
+        if self._outputs is not None:
+            self._fill_outputs()
         if began:
             tally.end_step(began, perf_counter())
         return outcome
+
+    def _fill_outputs(self) -> None:
+        assert self._outputs is not None
+        self._outputs.fill(self._rows.start, self._rows.stop)
 
     def _told(self, infos: list[tuple[int, Mapping[Any, Any]]], failures: list[Failure], num_settled: int) -> Outcome:
         """The outcome of a step that has more to tell than the rows of the batch."""
@@ -400,6 +409,8 @@ class SubEnvs:
                 failures.append(self._fail(index, "a restart", error))
                 if self._is_stopped_by(error):
                     break
+        if self._outputs is not None:
+            self._fill_outputs()
         return Outcome(info_columns.gather(infos), failures)
 
     def _restarted(self, index: int, order: RestartOrder, options: dict[str, Any] | None) -> dict[Any, Any]:

@@ -52,6 +52,7 @@ _SAMPLE = {
         "test_some_sub_envs",
         "test_selected_frames",
         "test_killed_in_hand",
+        "test_what_is_held_never_changes",
     ],
     "ray-object-store": [
         "test_killed_while_idle",
@@ -61,6 +62,7 @@ _SAMPLE = {
         "test_selected_frames",
         "test_dying",
     ],
+    "ray-two-nodes": ["test_what_is_held_never_changes"],
 }
 _SAMPLED_IN_RULES = (
     "ray-two-nodes",

@@ -14,6 +14,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
+from multiprocessing import context
 from typing import Any
 from unittest import mock
 
@@ -21,6 +22,7 @@ import pytest
 from clusters import ensure_cluster, on_two_nodes
 
 import rayvec
+from rayvec import batch
 from rayvec.local.bells import Bells
 
 __all__ = ["ENGINES", "FEW", "ONE_EACH", "START_METHODS", "Engine", "each", "named"]
@@ -93,6 +95,22 @@ def _over_sockets(env_fns: Sequence[Callable[[], Any]], **options: Any) -> Any:
         return rayvec.AsyncVectorEnv(env_fns, **options)
 
 
+class _OutputsProcess(context.ForkProcess):
+    def run(self) -> None:
+        with mock.patch.object(batch, "LARGE_SHARE", 1):
+            super().run()
+
+
+class _OutputsContext(context.ForkContext):
+    Process = _OutputsProcess
+
+
+def _with_outputs(env_fns: Sequence[Callable[[], Any]], **options: Any) -> Any:
+    """Observations of any size are handed out as large ones are."""
+    with mock.patch.object(batch, "LARGE_SHARE", 1):
+        return rayvec.AsyncVectorEnv(env_fns, **{"context": _OutputsContext(), **options})
+
+
 def _ray(name: str, *, num_actors: int | None = None, base: Callable[..., Any] | None = None, **options: Any) -> Engine:
     if num_actors is not None:
         options["num_actors"] = num_actors
@@ -135,6 +153,7 @@ ENGINES = {
         _async("async-concurrency", max_concurrency=2),
         _async("async-forkserver", num_workers=2, context="forkserver"),
         _async("async-spawn", num_workers=2, context="spawn"),
+        Engine("async-outputs", _with_outputs, {"num_workers": 3, "step_in_caller": True}, num_workers=3, in_caller=True),
         Engine("async-sockets", _over_sockets, {"num_workers": 2, "context": "fork"}, num_workers=2),
         _ray("ray"),
         _ray("ray-actors-2", num_actors=2),

@@ -9,7 +9,7 @@ import numpy as np
 import numpy.typing as npt
 import pytest
 
-from rayvec.recycling import LARGE, Recycler
+from rayvec.recycling import LARGE, Outputs, Recycler
 
 
 def address(array: npt.NDArray[Any]) -> int:
@@ -75,3 +75,61 @@ def test_a_copy_is_contiguous_whatever_it_copies() -> None:
     copied = Recycler().copy(apart)
     assert copied.flags.c_contiguous
     assert copied.flags.writeable
+
+
+def outputs(num_copies: int = 2) -> tuple[Outputs, list[npt.NDArray[np.uint8]], npt.NDArray[np.uint8]]:
+    """Outputs of four rows; what they may hand out; the rows."""
+    rows = np.zeros((4, 8), np.uint8)
+    copies = [np.zeros((4, 8), np.uint8) for _ in range(num_copies)]
+    # As copies of shared memory are: none is held but here, and by the outputs.
+    return Outputs([rows], [[array] for array in copies], np.zeros(1, np.int8)), copies, rows
+
+
+@pytest.mark.parametrize("hold", HOLDERS.values(), ids=list(HOLDERS))
+def test_outputs_that_are_held_are_not_filled(hold: Any) -> None:
+    """The other one is, until somebody holds that too; then none is."""
+    some, copies, rows = outputs()
+    held = []
+    for value in range(1, 5):
+        some.choose()
+        rows[...] = value
+        some.fill(0, 2)
+        some.fill(2, 4)
+        filled = some.take()
+        assert some.take() is None
+        if value < 3:
+            assert filled is not None
+            assert (copies[filled] == value).all()
+            held.append(hold(copies[filled][...]))
+        else:
+            assert filled is None
+    del held[0]
+    some.choose()
+    assert some.take() is not None
+
+
+def test_outputs_that_a_forked_process_may_hold_are_never_filled_again() -> None:
+    """Also once they are held by nobody here."""
+    some, copies, _ = outputs()
+    some.choose()
+    first = some.take()
+    assert first is not None
+    held = copies[first][...]
+    some.give_away()
+    del held
+    for _ in range(3):
+        some.choose()
+        assert some.take() == 1 - first
+    held = copies[1 - first][...]
+    some.give_away()
+    del held
+    some.choose()
+    assert some.take() is None
+
+
+def test_nothing_is_filled_unless_one_is_chosen() -> None:
+    """A reset, say, fills none."""
+    some, copies, rows = outputs()
+    rows[...] = 9
+    some.fill(0, 4)
+    assert not any(array.any() for array in copies)
