@@ -57,7 +57,7 @@ class _BareLines:
     Attributes:
         tells: the workers that can be told so, and how.
         takes: the same workers, and how to take their replies.
-        watches: how to wait for them actively; empty where there are not cores enough.
+        watches: how to wait for them actively; empty where they have no lamps.
         own: the workers that are the caller itself.
         others: the rest, which have to be listened to at the same time.
     """
@@ -109,9 +109,11 @@ class Crew:
 
     def __init__(self, workers: Sequence[Worker], max_concurrency: int | None = None) -> None:
         self.workers = workers
-        spins = sum(not worker.is_caller for worker in workers) < usable_cores()
+        cores = usable_cores()
         for worker in workers:
-            worker.spins = spins
+            # One that waits does not step: there is a core for it.
+            worker.spins = len(workers) <= cores
+        self._watches = sum(not worker.is_caller for worker in workers) < cores
         self.num_owed = 0
         self.has_lost = False
         self.is_torn = False
@@ -390,9 +392,9 @@ class Crew:
         takes = lines.takes
         if not takes or lines.others:
             return None
-        if lines.watches:
-            for watch in lines.watches:
-                watch()
+        if lines.watches and self._watches:
+            # Who is not there by then is waited for asleep, and the rest with it.
+            all(watch() for watch in lines.watches)
             self._take(takes)
         # Waiting for all at once would wake the caller for each of them, and where there are more workers than cores each
         # of these wakes takes a core from a worker. So it waits for the one that was told last.

@@ -53,7 +53,7 @@ class Worker(ABC):
         owed: the requests whose replies have not been taken yet, oldest first. Replies come in the same order.
         lost: it has died; :meth:`start` makes it anew.
         is_caller: it is the caller itself, and answers when polled.
-        spins: there is a core for it and each of the others: it waits actively for a moment before it sleeps.
+        spins: there is a core for each worker: it waits actively for a moment before it sleeps.
         patience: until when, of ``time.monotonic``, nothing can be expected of a worker that starts: then it is polled
             once more, though nothing became readable; None: until something does.
     """

@@ -1,8 +1,8 @@
 """How long to wait actively before sleeping, and for what.
 
 Waking a process that sleeps on an idle core takes 20 to 50 µs on many machines, as long as several steps of a small env.
-Whoever waits for a bell therefore looks at a lamp first, again and again for a moment, as long as there is a core for
-everybody who does: more processes than cores would take time from each other.
+Whoever waits for a bell therefore looks at a lamp first, again and again for a moment, as long as there is a core that has
+nothing to step meanwhile: more processes than cores would take time from each other.
 
 A :class:`Lamp` is a byte of shared memory that counts how often a bell was rung, a moment after each ring. It is a hint and
 nothing else: what it announces is believed when the bell is heard, which the kernel orders behind all that was written
@@ -19,10 +19,14 @@ from collections.abc import Callable
 import numpy as np
 import numpy.typing as npt
 
-__all__ = ["SPIN_SECONDS", "Lamp", "usable_cores"]
+__all__ = ["LONGEST_SPIN_SECONDS", "SPIN_SECONDS", "Lamp", "usable_cores"]
 
 SPIN_SECONDS = 200e-6
-"""Seconds to look before sleeping: the time that a small policy takes to choose the next actions."""
+"""Seconds to look before sleeping."""
+LONGEST_SPIN_SECONDS = 2e-3
+"""The same where the last wait that was slept in was shorter: what is waited for takes about so long each time (a policy that
+chooses the next actions), or less than being woken does (on a virtual machine that is up to a millisecond; and two that both
+sleep before the other is awake would go on so)."""
 _LOOKS = 64
 """How often to look, some 40 ns each, before giving way to others that want this core and reading the clock."""
 
@@ -46,6 +50,8 @@ class Lamp:
         self._counts = counts.data
         self._index = index
         self._due = 1
+        self._bound = SPIN_SECONDS
+        self._asleep_since = 0.0
 
     def raise_(self) -> None:
         """Notes that the bell was rung once more."""
@@ -54,19 +60,24 @@ class Lamp:
     def note(self, rings: int = 1) -> None:
         """Notes that so many rings were heard."""
         self._due = (self._due + rings) & 255
+        if self._asleep_since:
+            waited = time.perf_counter() - self._asleep_since
+            self._asleep_since = 0.0
+            self._bound = LONGEST_SPIN_SECONDS if waited < LONGEST_SPIN_SECONDS else SPIN_SECONDS
 
     def watch(self) -> bool:
         """Waits a moment for the next ring; returns whether it came."""
         counts, index, due = self._counts, self._index, self._due
-        stop = None
+        began = 0.0
         looks = _LOOKS
         while counts[index] != due:
             looks -= 1
             if not looks:
                 now = time.perf_counter()
-                if stop is None:
-                    stop = now + SPIN_SECONDS
-                elif now >= stop:
+                if not began:
+                    began = now
+                elif now - began >= self._bound:
+                    self._asleep_since = began
                     return False
                 _give_way()
                 looks = _LOOKS

@@ -9,7 +9,7 @@ import numpy as np
 import pytest
 
 from rayvec.local import waiting
-from rayvec.local.waiting import Lamp, usable_cores
+from rayvec.local.waiting import LONGEST_SPIN_SECONDS, SPIN_SECONDS, Lamp, usable_cores
 
 
 @pytest.fixture
@@ -43,16 +43,62 @@ def test_rings_that_were_heard_before_they_were_announced(pair: tuple[Lamp, Lamp
     assert not waiting_.watch()
 
 
-def test_watching_ends_with_a_ring_from_elsewhere(pair: tuple[Lamp, Lamp], monkeypatch: pytest.MonkeyPatch) -> None:
+def test_watching_ends_with_a_ring_from_elsewhere(monkeypatch: pytest.MonkeyPatch) -> None:
     """It sees what somebody else writes while it looks."""
     monkeypatch.setattr(waiting, "SPIN_SECONDS", 30.0)
-    ringing, waiting_ = pair
+    counts = np.zeros(1, np.uint8)
+    ringing, waiting_ = Lamp(counts, 0), Lamp(counts, 0)
     seen: list[bool] = []
     watcher = threading.Thread(target=lambda: seen.append(waiting_.watch()))
     watcher.start()
     ringing.raise_()
     watcher.join(20)
     assert seen == [True]
+
+
+class Clock:
+    """In place of the module ``time``: a clock that somebody else turns, and that goes on a little at each look.
+
+    Attributes:
+        now: what it shows, in seconds.
+    """
+
+    def __init__(self) -> None:
+        self.now = 100.0
+
+    def perf_counter(self) -> float:
+        """What it shows."""
+        self.now += 10e-6
+        return self.now
+
+
+def test_who_was_woken_soon_looks_longer_the_next_time(monkeypatch: pytest.MonkeyPatch) -> None:
+    """And no longer than at first once it has waited for long."""
+    clock = Clock()
+    monkeypatch.setattr(waiting, "time", clock)
+    counts = np.zeros(1, np.uint8)
+    ringing, waiting_ = Lamp(counts, 0), Lamp(counts, 0)
+
+    def looked(asleep: float = 0.0) -> float:
+        """How long it looks in vain, before it sleeps for so long and is woken."""
+        began = clock.now
+        assert not waiting_.watch()
+        lasted = clock.now - began
+        clock.now += asleep
+        ringing.raise_()
+        waiting_.note()
+        return lasted
+
+    short, long = pytest.approx(SPIN_SECONDS, abs=50e-6), pytest.approx(LONGEST_SPIN_SECONDS, abs=50e-6)
+    assert looked(0.5e-3) == short
+    # One that it sees while it looks changes nothing.
+    ringing.raise_()
+    assert waiting_.watch()
+    waiting_.note()
+    assert looked(0.5e-3) == long
+    assert looked(5e-3) == short
+    assert looked() == short
+    assert looked() == long
 
 
 def test_usable_cores_are_those_of_this_process() -> None:
