@@ -27,6 +27,10 @@ from rayvec.sub_envs import EnvFn
 __all__ = ["BareLoop", "Rated", "Turn", "random_actions", "ratio_of", "spread_of", "take_turns"]
 
 
+_WAKING_SHARE = 0.1
+"""Of a turn, what is stepped before it and not counted."""
+
+
 class BareLoop:
     """Steps envs one after the other in this process, resets them at the step after an episode's end, and keeps nothing.
 
@@ -96,11 +100,21 @@ class Turn:
         self._step = step
         self._actions = itertools.cycle(actions)
         self._num_envs = num_envs
+        self._step_seconds = float("inf")
 
     def rate(self, seconds: float) -> float:
-        """Env steps a second over at least ``seconds``, and one step."""
+        """Env steps a second over at least ``seconds``, and one step.
+
+        Where steps are short some go before that are not counted: processes that have slept while others had their turns are
+        awake then.
+        """
         clock = time.perf_counter
         step, actions = self._step, self._actions
+        waking = _WAKING_SHARE * seconds
+        if self._step_seconds < waking:
+            awake = clock() + waking
+            while clock() < awake:
+                step(next(actions))
         count = 0
         started = clock()
         deadline = started + seconds
@@ -109,6 +123,7 @@ class Turn:
             count += 1
             now = clock()
             if now >= deadline:
+                self._step_seconds = (now - started) / count
                 return count * self._num_envs / (now - started)
 
 
