@@ -7,6 +7,7 @@ threads that the fork has left behind) is the caller's, and the pages it lies on
 
 from __future__ import annotations
 
+import atexit
 import contextlib
 import gc
 import multiprocessing.process
@@ -27,6 +28,21 @@ _paused: list[bool] = []
 """For each caller of :func:`starting_quietly` within it: whether the collector ran before."""
 _handlers: list[Callable[[int, FrameType | None], object]] = []
 """That of Ctrl-C, while it is held back."""
+_kept: list[object] = []
+"""Handlers of the caller that a forked process forgets, with all that only they hold."""
+
+
+class _Keeper:
+    """Equals nothing, and keeps what it is compared with."""
+
+    def __call__(self) -> None:
+        pass
+
+    def __eq__(self, other: object) -> bool:
+        _kept.append(other)
+        return False
+
+    __hash__ = None  # type: ignore[assignment]
 
 
 def own(process: BaseProcess) -> None:
@@ -39,16 +55,22 @@ def starting_quietly() -> Iterator[None]:
     """Processes started within begin with Ctrl-C blocked, which they have to undo, and without MPI's environment variables.
 
     Ctrl-C is heard at the end: raised between a fork and its note, it would leave a process behind that nobody knows of. The
-    collector rests meanwhile, until a forked process has put all that it has inherited out of its reach.
+    collector rests meanwhile, until a forked process has put all that it has inherited out of its reach; and what only the
+    caller's handlers hold, which that process forgets, is held here.
     """
     collects = gc.isenabled()
     _paused.append(collects)
     try:
         gc.disable()
+        _kept.extend(map(signal.getsignal, (signal.SIGINT, signal.SIGTERM)))
+        # From Python 3.13 on multiprocessing clears what atexit has registered, which has no other way to be listed.
+        atexit.unregister(_Keeper())
         with clear_mpi_env_vars() if _is_under_mpi() else contextlib.nullcontext(), hearing_later(), _blocking_interrupts():
             yield
     finally:
         _paused.remove(collects)
+        if not _paused:
+            _kept.clear()
         if collects:
             gc.enable()
 

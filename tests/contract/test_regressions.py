@@ -3,10 +3,12 @@
 from __future__ import annotations
 
 import _thread
+import atexit
 import gc
 import os
 import selectors
 import signal
+import weakref
 from collections.abc import Callable
 from contextlib import closing
 from functools import partial
@@ -218,6 +220,32 @@ def test_workers_leave_the_callers_garbage_alone(options: dict[str, Any], tmp_pa
     finally:
         _BEFORE_FORK.clear()
         gc.set_threshold(*thresholds)
+    gc.collect()
+    assert finalized.read_text().split() == [str(os.getpid())] * 2
+
+
+@pytest.mark.parametrize("options", [{}, {"worker": doubling_worker}], ids=["own", "custom"])
+def test_workers_leave_what_the_callers_handlers_hold_alone(options: dict[str, Any], tmp_path: Path) -> None:
+    """A forked process forgets them (those of atexit from Python 3.13 on), and finalized what nothing else held.
+
+    Ray's hold its client of gRPC, which crashed every worker that was forked once Ray had been shut down.
+    """
+    finalized = tmp_path / "finalized"
+
+    def handler() -> Callable[..., object]:
+        held = Garbage(finalized)
+        del held._itself
+        return lambda *_: held
+
+    at_exit = weakref.ref(atexit.register(handler()))
+    before = signal.signal(signal.SIGTERM, handler())
+    try:
+        with closing(AsyncVectorEnv([CountingEnv] * 2, **options)) as envs:
+            envs.reset(seed=1)
+            envs.step(envs.action_space.sample())
+    finally:
+        atexit.unregister(at_exit())  # type: ignore[arg-type]
+        signal.signal(signal.SIGTERM, before)
     gc.collect()
     assert finalized.read_text().split() == [str(os.getpid())] * 2
 
