@@ -9,7 +9,7 @@ and :meth:`Batch.pack` / :meth:`Batch.unpack` carry rows between the two as raw 
     ┌─ actions ─┬─ observations ─┬─ rewards ─┬─ terminations ─┬─ truncations ─┬─ tallies ─┐
     │ row 0..n  │ row 0..n       │ float64   │ bool           │ bool          │ float64   │   each aligned to 64 bytes
     └───────────┴────────────────┴───────────┴────────────────┴───────────────┴───────────┘
-      (large observations in shared memory: outputs behind all that, see rayvec.recycling)
+      (behind large observations in shared memory: four copies, see rayvec.recycling; memory that nobody touches costs nothing)
 
 Rows ``[first, first + k)`` belong to one worker between a request and its reply and to the caller otherwise: that order,
 kept by the protocol, is all that prevents a torn read.
@@ -91,7 +91,8 @@ class Batch:
         if is_shared and self._num_observation_bytes >= LARGE_SHARE and not self._objects:
             self._output_columns = [build_column(observation_space, num_rows, arena) for _ in range(MOST)]
             copies = [column.arrays() for column in self._output_columns]
-            self.outputs = Outputs(self.observations.arrays(), copies, arena.array((1,), np.int8))
+            chosen, filled = arena.array((1,), np.int8), arena.array((num_rows,), np.int8)
+            self.outputs = Outputs(self.observations.arrays(), copies, chosen, filled)
 
     @classmethod
     def size(cls, observation_space: Space[Any], action_space: Space[Any], num_rows: int) -> int:

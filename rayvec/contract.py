@@ -44,6 +44,7 @@ from rayvec.protocol import (
     Verb,
 )
 from rayvec.recovery import Recovery
+from rayvec.recycling import Outputs
 from rayvec.restarts import FailurePolicy
 from rayvec.settled import InfoRows, Layout
 from rayvec.spaces import ObservationMode, check_observation_mode, join_spaces
@@ -170,6 +171,7 @@ class ContractVectorEnv(VectorEnv[Any, Any, Any]):
         self._block: SharedBlock | None = None
         self._blocks: list[SharedBlock] = []
         self._recovery: Recovery | None = None
+        self._outputs: Outputs | None = None
         self._crew = Crew(workers, max_concurrency)
         # Runs when this object is dropped or the script ends, whichever comes first; in this process only.
         self._finalizer = multiprocessing.util.Finalize(self, _abandon, (self._crew, self._blocks), exitpriority=100)
@@ -414,8 +416,8 @@ class ContractVectorEnv(VectorEnv[Any, Any, Any]):
         rest = self._batch.place_actions(actions)
         if self._outputs is not None:
             self._outputs.choose()
-        call.begin("step")
         try:
+            call.begin("step")
             if rest is None:
                 crew.ask_step()
             else:
@@ -741,6 +743,18 @@ class ContractVectorEnv(VectorEnv[Any, Any, Any]):
             WorkerLostError: a worker has died, and this is no reset that could start it again. The call is over; what
                 other workers still owe is taken by the next call.
         """
+        try:
+            self._take_replies(call, deadline)
+        except KeyboardInterrupt:
+            if self._call.name is not None and not self._crew.is_waiting:
+                self._crew.is_torn = True
+            self._crew.is_waiting = False
+            if self._crew.is_torn:
+                # What some sub-envs have done nobody knows: there is no result to wait for.
+                self._call.end()
+            raise
+
+    def _take_replies(self, call: str, deadline: float | None) -> None:
         crew, recovery = self._crew, self._recovery
         may_kill = recovery is not None and not self._has_own_timeout
         until = deadline
@@ -875,9 +889,9 @@ class ContractVectorEnv(VectorEnv[Any, Any, Any]):
     @contextlib.contextmanager
     def _beginning(self, call: str, indices: Sequence[int] | None = None) -> Iterator[None]:
         """The call (of the sub-envs ``indices``) is pending from the first request on, and is not if one could not be sent."""
-        self._call.begin(call)
-        self._called = indices
         try:
+            self._call.begin(call)
+            self._called = indices
             yield
         except BaseException:
             self._call.end()
@@ -886,10 +900,13 @@ class ContractVectorEnv(VectorEnv[Any, Any, Any]):
     def _note_torn(self) -> None:
         """Where Ctrl-C has kept some sub-envs from what others did, all need a reset."""
         if self._crew.is_torn:
-            self._crew.is_torn = False
+            self._crew.mend()
             self._mark_failed(range(self.num_envs))
 
     def _mark_failed(self, envs: range) -> None:
+        if self._outputs is not None:
+            # What workers fill is not handed out.
+            self._outputs.take()
         self._needs_reset[envs.start : envs.stop] = True
         self._has_failed = True
 

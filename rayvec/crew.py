@@ -17,7 +17,7 @@ import os
 import selectors
 import time
 from collections import deque
-from collections.abc import Callable, Iterable, Sequence
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from multiprocessing import connection
 from typing import Any, Final
 
@@ -104,7 +104,9 @@ class Crew:
         workers: the workers.
         num_owed: how many replies have not been taken yet.
         has_lost: some worker has died and has not been started again.
-        is_torn: Ctrl-C came while workers were being told something, so that only some of them do it.
+        is_torn: Ctrl-C came while workers were being told something, so that only some of them do it, or while what they have
+            said was being taken, so that some of it is lost.
+        is_waiting: nothing is being told or taken, so that Ctrl-C does no harm.
     """
 
     def __init__(self, workers: Sequence[Worker], max_concurrency: int | None = None) -> None:
@@ -117,9 +119,12 @@ class Crew:
         self.num_owed = 0
         self.has_lost = False
         self.is_torn = False
+        self.is_waiting = False
         self._max_concurrency = max_concurrency
         self._queue: deque[tuple[Worker, Verb, Any]] = deque()
         self._working: dict[Worker, float] = {}
+        self._unsure: set[Worker] = set()
+        """Workers that may never have been told what they owe, for Ctrl-C came."""
         self._lines: _BareLines | None = None
         self._awaits_lines = False
         self._inline = deque(worker for worker in workers if worker.is_caller)
@@ -195,7 +200,7 @@ class Crew:
             else:
                 prepared.append((worker, verb, worker.prepare(verb, payload)))
         self.num_owed += len(prepared)
-        try:
+        with self._telling():
             for worker, verb, ready in prepared:
                 if self._max_concurrency is None or not REQUESTS[verb].limited:
                     self._send(worker, verb, ready)
@@ -203,9 +208,6 @@ class Crew:
                     self._queue.append((worker, verb, ready))
             if self._queue:
                 self._send_queued()
-        except BaseException:
-            self._note_torn()
-            raise
 
     def ask_step(self) -> None:
         """Tells every worker to step its sub-envs with the actions that lie in the batch."""
@@ -215,32 +217,40 @@ class Crew:
             self.ask((worker, Verb.STEP, _STEP) for worker in self.workers)
             return
         lines = self._lines = self._lines or _BareLines(self.workers)
-        try:
-            if lines.others:
-                self.ask((worker, Verb.STEP, _STEP) for worker in lines.others)
-            for worker, _ in lines.tells:
-                worker.owed.append(Verb.STEP)
-            self.num_owed += len(lines.tells)
-            self._awaits_lines = True
-            # Workers that wake want this core: tell the others quickly.
-            for worker, tell in lines.tells:
-                try:
-                    tell()
-                except OSError:
-                    # Its socket is full, or it has died, which is noticed later.
-                    worker.owed.pop()
-                    self._send(worker, Verb.STEP, worker.prepare(Verb.STEP, _STEP))
-            self.num_owed += len(lines.own)
-            for worker in lines.own:
-                worker.send(Verb.STEP, _STEP)
-        except BaseException:
-            self._note_torn()
-            raise
+        # As _telling, which would take longer.
+        was_torn, self.is_torn = self.is_torn, True
+        if lines.others:
+            self.ask((worker, Verb.STEP, _STEP) for worker in lines.others)
+        for worker, _ in lines.tells:
+            worker.owed.append(Verb.STEP)
+        self.num_owed += len(lines.tells)
+        self._awaits_lines = True
+        # Workers that wake want this core: tell the others quickly.
+        for worker, tell in lines.tells:
+            try:
+                tell()
+            except OSError:
+                # Its socket is full, or it has died, which is noticed later.
+                worker.owed.pop()
+                self._send(worker, Verb.STEP, worker.prepare(Verb.STEP, _STEP))
+        self.num_owed += len(lines.own)
+        for worker in lines.own:
+            worker.send(Verb.STEP, _STEP)
+        self.is_torn = was_torn
 
-    def _note_torn(self) -> None:
-        """Ctrl-C has come while some workers had been told something and others had not."""
-        self.is_torn = True
-        self.num_owed = sum(len(worker.owed) for worker in self.workers) + len(self._queue)
+    @contextlib.contextmanager
+    def _telling(self) -> Iterator[None]:
+        """Only who comes to the end of it has told everybody."""
+        was_torn, self.is_torn = self.is_torn, True
+        yield
+        self.is_torn = was_torn
+
+    def mend(self) -> None:
+        """Goes on after Ctrl-C has torn a call: what has not been told to anybody is dropped."""
+        self.is_torn = False
+        self._queue.clear()
+        self._working.clear()
+        self._unsure = {worker for worker in self.workers if worker.owed}
 
     def _send_queued(self) -> None:
         """Sends what may be sent now; a worker's requests keep their order."""
@@ -248,12 +258,15 @@ class Crew:
         position = 0
         while position < len(self._queue):
             worker, verb, prepared = self._queue[position]
-            if worker in self._working or worker.owed or len(self._working) >= self._max_concurrency:
+            is_at_work = worker in self._working or (bool(worker.owed) and worker not in self._unsure)
+            if is_at_work or len(self._working) >= self._max_concurrency:
                 position += 1
                 continue
-            del self._queue[position]
-            self._working[worker] = time.monotonic()
-            self._send(worker, verb, prepared)
+            with self._telling():
+                self._unsure.discard(worker)
+                del self._queue[position]
+                self._working[worker] = time.monotonic()
+                self._send(worker, verb, prepared)
 
     def _send(self, worker: Worker, verb: Verb, prepared: Any) -> None:
         if not worker.send(verb, prepared):
@@ -362,7 +375,10 @@ class Crew:
 
     def _note_readable(self, timeout: float | None) -> None:
         """Notes who may have something to say, first come first: epoll tells of descriptors as they became readable."""
-        for key, _ in self._selector.select(timeout):
+        self.is_waiting = True
+        ready = self._selector.select(timeout)
+        self.is_waiting = False
+        for key, _ in ready:
             worker = key.data
             self._ready[worker] = self._ready.get(worker, False) or key.fd == worker.exit_descriptor()
 
@@ -392,13 +408,17 @@ class Crew:
         takes = lines.takes
         if not takes or lines.others:
             return None
+        self.is_waiting = True
         if lines.watches and self._watches:
             # Who is not there by then is waited for asleep, and the rest with it.
             all(watch() for watch in lines.watches)
-            self._take(takes)
-        # Waiting for all at once would wake the caller for each of them, and where there are more workers than cores each
-        # of these wakes takes a core from a worker. So it waits for the one that was told last.
-        elif lines.wait_for_last(_left(deadline)):
+            may_take = True
+        else:
+            # Waiting for all at once would wake the caller for each of them, and where there are more workers than cores each
+            # of these wakes takes a core from a worker. So it waits for the one that was told last.
+            may_take = lines.wait_for_last(_left(deadline))
+        self.is_waiting = False
+        if may_take:
             self._take(takes)
         return None
 

@@ -78,6 +78,7 @@ class Outputs:
         rows: the arrays that are copied, first axis the row.
         copies: for each copy, arrays of the same shapes, which nobody holds yet.
         chosen: int8 ``(1,)`` in shared memory, zero at first: which copy is filled, counted from 1.
+        filled: int8 ``(num_rows,)`` in shared memory: with which copy each row was filled last.
     """
 
     def __init__(
@@ -85,23 +86,26 @@ class Outputs:
         rows: Sequence[npt.NDArray[Any]],
         copies: Sequence[Sequence[npt.NDArray[Any]]],
         chosen: npt.NDArray[np.int8],
+        filled: npt.NDArray[np.int8],
     ) -> None:
         self._rows = rows
         self._copies = copies
         self._chosen: Any = chosen.data
-        self._unheld = [_all_references(arrays) for arrays in copies]
-        self._free = set(range(len(copies))) if _COUNTS_REFERENCES else set()
-        _all_outputs.add(self)
+        self._filled = filled
+        self._unheld = {index: _all_references(arrays) for index, arrays in enumerate(copies)} if _COUNTS_REFERENCES else {}
+        """What is counted for each copy that may be filled when nobody holds it."""
+        _all_outputs.append(weakref.ref(self, _all_outputs.remove))
 
     def choose(self) -> None:
         """Has one filled from now on that nobody holds; none where there is none."""
-        self._chosen[0] = next((1 + index for index in self._free if not self._is_held(index)), 0)
+        self._filled[:] = 0
+        self._chosen[0] = next((1 + index for index in self._unheld if not self._is_held(index)), 0)
 
     def take(self) -> int | None:
-        """Which one was filled, if one was, since it was chosen. It is the receiver's, and another has to be chosen then."""
+        """Which one was filled in all rows since it was chosen, if one was: it is the receiver's. None is chosen then."""
         chosen: int = self._chosen[0]
         self._chosen[0] = 0
-        return chosen - 1 if chosen else None
+        return chosen - 1 if chosen and not _forking and bool((self._filled == chosen).all()) else None
 
     def fill(self, start: int, stop: int) -> None:
         """Copies rows ``start`` to ``stop`` as they are now, if one is chosen."""
@@ -109,10 +113,11 @@ class Outputs:
         if chosen:
             for rows, copied in zip(self._rows, self._copies[chosen - 1], strict=True):
                 copied[start:stop] = rows[start:stop]
+            self._filled[start:stop] = chosen
 
     def give_away(self) -> None:
         """Never fills again what somebody holds now."""
-        self._free = {index for index in self._free if not self._is_held(index)}
+        self._unheld = {index: count for index, count in self._unheld.items() if not self._is_held(index)}
 
     def _is_held(self, index: int) -> bool:
         return _all_references(self._copies[index]) != self._unheld[index]
@@ -122,14 +127,18 @@ def _all_references(arrays: Sequence[npt.NDArray[Any]]) -> list[int]:
     return [_references(arrays, index) for index in range(len(arrays))]
 
 
-_all_outputs: weakref.WeakSet[Outputs] = weakref.WeakSet()
+_all_outputs: list[weakref.ref[Outputs]] = []
+_forking: list[bool] = []
+"""Not empty while some thread forks: what is handed out then may be let go of again before it could be given away."""
 
 
-def _note_fork() -> None:
-    for outputs in list(_all_outputs):
-        outputs.give_away()
+def _begin_fork() -> None:
+    _forking.append(True)
+    for reference in list(_all_outputs):
+        outputs = reference()
+        if outputs is not None:
+            outputs.give_away()
 
 
 if hasattr(os, "register_at_fork"):
-    # Between the two, other threads may hand out one more, or let go of what the new process holds.
-    os.register_at_fork(before=_note_fork, after_in_parent=_note_fork)
+    os.register_at_fork(before=_begin_fork, after_in_parent=_forking.pop, after_in_child=_forking.clear)

@@ -553,6 +553,10 @@ class SubEnvs:
         self.envs = []
         return failures
 
+    def interrupted(self, call: str, error: KeyboardInterrupt) -> Outcome:
+        """The outcome of a call that Ctrl-C has ended while none of the envs was at it."""
+        return Outcome({}, [self._fail(0, call, error)])
+
     def fail(self, index: int) -> None:
         """Marks sub-env ``index`` (of the vector env) as failed: its result could not be delivered."""
         self._failed[index - self.first] = True

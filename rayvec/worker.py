@@ -18,8 +18,8 @@ from gymnasium.vector import AutoresetMode
 from rayvec.batch import Batch
 from rayvec.failures import Failure
 from rayvec.local.memory import SharedBlock
-from rayvec.protocol import Verb, perform
-from rayvec.sub_envs import CallOutcome, EnvFn, SubEnvs
+from rayvec.protocol import REQUESTS, Verb, perform
+from rayvec.sub_envs import CallOutcome, EnvFn, Outcome, SubEnvs
 
 __all__ = ["BareLine", "InlineWorker", "Reply", "Worker", "shares"]
 
@@ -208,14 +208,14 @@ class InlineWorker(Worker):
                 raise EOFError
             return None
         verb, payload = self._asked.popleft()
+        while len(self.owed) > len(self._asked) + 1:
+            # So it did for these, which nobody waits for any more.
+            self.owed.popleft()
         if verb is Verb.START:
             return self._start()
         if self.sub_envs is None:
             # They could not be built.
             return CallOutcome([])
-        if verb is Verb.STEP:
-            assert payload is not None
-            return self.sub_envs.step(payload[0])
         if verb is Verb.ATTACH:
             assert payload is not None
             self.sub_envs.attach(payload[0], self.envs.start, settles=True)
@@ -223,7 +223,12 @@ class InlineWorker(Worker):
         if verb is Verb.CLOSE:
             return CallOutcome([], self.sub_envs.close())
         assert payload is not None
-        return perform(self.sub_envs, verb, payload)
+        try:
+            return self.sub_envs.step(payload[0]) if verb is Verb.STEP else perform(self.sub_envs, verb, payload)
+        except KeyboardInterrupt as error:
+            if REQUESTS[verb].reply is not Outcome:
+                raise
+            return self.sub_envs.interrupted(verb.name.lower(), error)
 
     def _start(self) -> Reply:
         if self.sub_envs is not None:

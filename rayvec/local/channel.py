@@ -18,6 +18,7 @@ from __future__ import annotations
 
 import contextlib
 import os
+import select
 import socket
 import struct
 from collections import deque
@@ -90,14 +91,21 @@ class WorkerChannel:
                     self._ring(self._bells, bells.STEP)
                     return
                 self._socket.sendall(_BARE[code])
+                self._announce(code)
                 return
             if parts == EMPTY and self._was_rung and self._bells is not None:
                 self._ring(self._bells, bells.SETTLED)
                 return
             for part in _framed(code, parts):
                 self._socket.sendall(part)
+            self._announce(code)
         except ConnectionError:
             raise EOFError from None
+
+    def _announce(self, code: int) -> None:
+        """Raises the lamp for a frame as for a ring, where the other side watches for either."""
+        if self._lamps is not None and code == self._rung[0]:
+            self._lamps[1].raise_()
 
     def _ring(self, pair: Bells, data: bytes) -> None:
         os.write(pair.done, data)
@@ -115,11 +123,10 @@ class WorkerChannel:
             EOFError: the caller is gone.
         """
         if self._bells is not None:
-            if not self._num_frames:
+            while not self._may_take_frame(self._bells):
                 self._was_rung = True
                 if not self._answer_rings(self._bells, answer):
                     return self._rung
-            self._num_frames -= 1
             self._was_rung = False
         try:
             data = self._socket.recv(1)
@@ -133,8 +140,31 @@ class WorkerChannel:
         (length,) = _LENGTH.unpack(self._exactly(_LENGTH.size))
         return code & ~_HAS_PAYLOAD, memoryview(self._exactly(length))
 
+    def _may_take_frame(self, pair: Bells) -> bool:
+        """Whether a frame is next: one that was rung for, or one of which Ctrl-C has kept the ring back."""
+        while self._num_frames:
+            self._num_frames -= 1
+            if self._has_frame():
+                return True
+        # A frame may have come behind a ring; what was rung for first goes first.
+        return not self._was_rung and self._has_frame() and not self._is_rung(pair)
+
+    def _is_rung(self, pair: Bells) -> bool:
+        listening = select.poll()
+        listening.register(pair.asked, select.POLLIN)
+        return bool(listening.poll(0))
+
+    def _has_frame(self) -> bool:
+        try:
+            self._socket.recv(1, socket.MSG_PEEK | socket.MSG_DONTWAIT)
+        except BlockingIOError:
+            return False
+        except ConnectionError:
+            pass
+        return True
+
     def _answer_rings(self, pair: Bells, answer: Callable[[], bytes | None]) -> bool:
-        """Answers rings until a frame comes; False where a ring comes first that cannot be answered with one."""
+        """Answers rings until one says that frames may be here; False where a ring cannot be answered with one."""
         # As little as possible: where processes are many, each line of this runs on cold caches.
         asked, done = pair
         lamps = self._lamps
@@ -275,16 +305,11 @@ class CallerChannel:
         Raises:
             EOFError: the worker is gone.
         """
-        try:
-            return self._posted(code, parts)
-        finally:
-            if self._bells is not None:
-                self._ring(bells.FRAME)
-
-    def _posted(self, code: int, parts: tuple[bytes | memoryview, ...]) -> bool:
         if not parts and not self._outbox:
             try:
                 self._socket.send(_BARE[code])
+                if self._bells is not None:
+                    self._ring(bells.FRAME)
                 return True
             except BlockingIOError:
                 pass
@@ -322,6 +347,9 @@ class CallerChannel:
                     self._outbox.appendleft(item[sent:])
         except OSError:
             raise EOFError from None
+        finally:
+            if self._bells is not None:
+                self._ring(bells.FRAME)
         return True
 
     @property
@@ -338,7 +366,7 @@ class CallerChannel:
         while True:
             frame = self._parsed() if self._inbox or self._body is not None else None
             if frame is not None:
-                return frame
+                return self._noted(frame)
             try:
                 if self._body is not None:
                     received = self._socket.recv_into(self._body[self._filled :])
@@ -347,7 +375,7 @@ class CallerChannel:
                     data = self._socket.recv(65536)
                     received = len(data)
                     if received == 1 and data[0] < _HAS_PAYLOAD and not self._inbox:
-                        return data[0], None
+                        return self._noted((data[0], None))
                     self._inbox += data
             except BlockingIOError:
                 return None
@@ -355,6 +383,11 @@ class CallerChannel:
                 raise EOFError from None
             if not received:
                 raise EOFError
+
+    def _noted(self, frame: Frame) -> Frame:
+        if self._lamps is not None and frame[0] == self._rung[0]:
+            self._lamps[1].note()
+        return frame
 
     def _parsed(self) -> Frame | None:
         if self._body is None:

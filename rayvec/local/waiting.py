@@ -6,8 +6,7 @@ nothing to step meanwhile: more processes than cores would take time from each o
 
 A :class:`Lamp` is a byte of shared memory that counts how often a bell was rung, a moment after each ring. It is a hint and
 nothing else: what it announces is believed when the bell is heard, which the kernel orders behind all that was written
-before, on every machine. A hint that comes late or never costs time, never data. (Were it to come before the ring, who sees
-it would find the bell silent and go to sleep.)
+before, on every machine. A hint that comes late, too soon or never costs time, never data.
 """
 
 from __future__ import annotations
@@ -58,17 +57,19 @@ class Lamp:
         self._counts[self._index] = (self._counts[self._index] + 1) & 255
 
     def note(self, rings: int = 1) -> None:
-        """Notes that so many rings were heard."""
+        """Notes that so many rings were heard, right after the wait for them."""
         self._due = (self._due + rings) & 255
         if self._asleep_since:
             waited = time.perf_counter() - self._asleep_since
             self._asleep_since = 0.0
             self._bound = LONGEST_SPIN_SECONDS if waited < LONGEST_SPIN_SECONDS else SPIN_SECONDS
+            # Counted anew, in case Ctrl-C has come between a ring and its count, or its note.
+            self._due = (self._counts[self._index] + 1) & 255
 
     def watch(self) -> bool:
         """Waits a moment for the next ring; returns whether it came."""
         counts, index, due = self._counts, self._index, self._due
-        began = 0.0
+        began = self._asleep_since = 0.0
         looks = _LOOKS
         while counts[index] != due:
             looks -= 1

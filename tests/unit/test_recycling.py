@@ -82,7 +82,7 @@ def outputs(num_copies: int = 2) -> tuple[Outputs, list[npt.NDArray[np.uint8]], 
     rows = np.zeros((4, 8), np.uint8)
     copies = [np.zeros((4, 8), np.uint8) for _ in range(num_copies)]
     # As copies of shared memory are: none is held but here, and by the outputs.
-    return Outputs([rows], [[array] for array in copies], np.zeros(1, np.int8)), copies, rows
+    return Outputs([rows], [[array] for array in copies], np.zeros(1, np.int8), np.zeros(4, np.int8)), copies, rows
 
 
 @pytest.mark.parametrize("hold", HOLDERS.values(), ids=list(HOLDERS))
@@ -133,3 +133,12 @@ def test_nothing_is_filled_unless_one_is_chosen() -> None:
     rows[...] = 9
     some.fill(0, 4)
     assert not any(array.any() for array in copies)
+
+
+def test_what_was_not_filled_whole_is_not_handed_out() -> None:
+    """Rows of a worker that has died hold what was there before."""
+    some, *_ = outputs()
+    for stop in (4, 3):
+        some.choose()
+        some.fill(0, stop)
+        assert (some.take() is None) == (stop == 3)
