@@ -12,7 +12,7 @@ import time
 from collections.abc import Generator, Iterator
 
 import pytest
-from clusters import ensure_cluster, stop_cluster
+from clusters import ensure_cluster, keep_exit_handlers, stop_cluster
 from engines import Engine
 from world import World
 
@@ -149,6 +149,8 @@ def clean_world(request: pytest.FixtureRequest) -> Iterator[None]:
         ensure_cluster()
     before = World.now()
     yield
+    if _needs_ray(request.node):
+        keep_exit_handlers()
     if request.node.stash.get(_has_failed, False):
         return
     deadline = time.monotonic() + _SETTLING_SECONDS

@@ -30,6 +30,8 @@ _handlers: list[Callable[[int, FrameType | None], object]] = []
 """That of Ctrl-C, while it is held back."""
 _kept: list[object] = []
 """Handlers of the caller that a forked process forgets, with all that only they hold."""
+_inherited: list[object] = []
+"""The same, in such a process, for ever."""
 
 
 class _Keeper:
@@ -115,6 +117,8 @@ def _in_forked_process() -> None:
     children.difference_update(_owned)
     if _paused:
         gc.freeze()
+        _inherited.extend(_kept)
+        _kept.clear()
         if any(_paused):
             gc.enable()
         _paused.clear()

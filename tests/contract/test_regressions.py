@@ -5,6 +5,7 @@ from __future__ import annotations
 import _thread
 import atexit
 import gc
+import linecache
 import os
 import selectors
 import signal
@@ -230,8 +231,22 @@ def test_workers_leave_the_callers_garbage_alone(options: dict[str, Any], tmp_pa
     assert finalized.read_text().split() == [str(os.getpid())] * 2
 
 
-@pytest.mark.parametrize("options", [{}, {"worker": doubling_worker}], ids=["own", "custom"])
-def test_workers_leave_what_the_callers_handlers_hold_alone(options: dict[str, Any], tmp_path: Path) -> None:
+class StartingEnv(CountingEnv):
+    """Has started workers of its own once."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        AsyncVectorEnv([CountingEnv]).close()
+
+
+@pytest.mark.parametrize(
+    ("env_fn", "options"),
+    [(CountingEnv, {}), (CountingEnv, {"worker": doubling_worker}), (StartingEnv, {"daemon": False})],
+    ids=["own", "custom", "nested"],
+)
+def test_workers_leave_what_the_callers_handlers_hold_alone(
+    env_fn: Callable[[], Any], options: dict[str, Any], tmp_path: Path
+) -> None:
     """A forked process forgets them (those of atexit from Python 3.13 on), and finalized what nothing else held.
 
     Ray's hold its client of gRPC, which crashed every worker that was forked once Ray had been shut down.
@@ -246,7 +261,7 @@ def test_workers_leave_what_the_callers_handlers_hold_alone(options: dict[str, A
     at_exit = weakref.ref(atexit.register(handler()))
     before = signal.signal(signal.SIGTERM, handler())
     try:
-        with closing(AsyncVectorEnv([CountingEnv] * 2, **options)) as envs:
+        with closing(AsyncVectorEnv([env_fn] * 2, **options)) as envs:
             envs.reset(seed=1)
             envs.step(envs.action_space.sample())
     finally:
@@ -375,7 +390,9 @@ class Interruption:
         if not file.startswith(_PACKAGE) or file.endswith("waiting.py"):
             # There one line is run again and again, for as long as it takes.
             return None
-        if event == "line":
+        # An interpreter that is interrupted right before or after an exception is caught forgets that it was.
+        is_catching = sys.exc_info()[0] or linecache.getline(file, frame.f_lineno).lstrip().startswith("except")
+        if event == "line" and not is_catching:
             self._left -= 1
             if not self._left:
                 sys.settrace(None)

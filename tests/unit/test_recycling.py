@@ -85,6 +85,13 @@ def outputs(num_copies: int = 2) -> tuple[Outputs, list[npt.NDArray[np.uint8]], 
     return Outputs([rows], [[array] for array in copies], np.zeros(1, np.int8), np.zeros(4, np.int8)), copies, rows
 
 
+def filled_by(some: Outputs, num_rows: int = 4) -> int | None:
+    """Which is handed out when so many rows were filled."""
+    some.choose()
+    some.fill(0, num_rows)
+    return some.take()
+
+
 @pytest.mark.parametrize("hold", HOLDERS.values(), ids=list(HOLDERS))
 def test_outputs_that_are_held_are_not_filled(hold: Any) -> None:
     """The other one is, until somebody holds that too; then none is."""
@@ -104,27 +111,23 @@ def test_outputs_that_are_held_are_not_filled(hold: Any) -> None:
         else:
             assert filled is None
     del held[0]
-    some.choose()
-    assert some.take() is not None
+    assert filled_by(some) is not None
 
 
 def test_outputs_that_a_forked_process_may_hold_are_never_filled_again() -> None:
     """Also once they are held by nobody here."""
     some, copies, _ = outputs()
-    some.choose()
-    first = some.take()
+    first = filled_by(some)
     assert first is not None
     held = copies[first][...]
     some.give_away()
     del held
     for _ in range(3):
-        some.choose()
-        assert some.take() == 1 - first
+        assert filled_by(some) == 1 - first
     held = copies[1 - first][...]
     some.give_away()
     del held
-    some.choose()
-    assert some.take() is None
+    assert filled_by(some) is None
 
 
 def test_nothing_is_filled_unless_one_is_chosen() -> None:
@@ -138,7 +141,5 @@ def test_nothing_is_filled_unless_one_is_chosen() -> None:
 def test_what_was_not_filled_whole_is_not_handed_out() -> None:
     """Rows of a worker that has died hold what was there before."""
     some, *_ = outputs()
-    for stop in (4, 3):
-        some.choose()
-        some.fill(0, stop)
-        assert (some.take() is None) == (stop == 3)
+    assert filled_by(some, 4) is not None
+    assert filled_by(some, 3) is None

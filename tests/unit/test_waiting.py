@@ -36,10 +36,25 @@ def test_rings_that_were_heard_before_they_were_announced(pair: tuple[Lamp, Lamp
     ringing.raise_()
     assert not waiting_.watch()
     ringing.raise_()
+    waiting_.note()
+    assert not waiting_.watch()
+
+
+@pytest.mark.parametrize("missed", ["ring", "note"])
+def test_a_count_that_was_interrupted_heals(pair: tuple[Lamp, Lamp], missed: str) -> None:
+    """Ctrl-C came between a ring and its count, or between hearing and noting it: one more is slept for, and that is all."""
+    ringing, waiting_ = pair
+    if missed == "note":
+        ringing.raise_()
+    else:
+        waiting_.note()
     ringing.raise_()
+    assert not waiting_.watch()
     waiting_.note()
-    assert waiting_.watch()
-    waiting_.note()
+    for _ in range(3):
+        ringing.raise_()
+        assert waiting_.watch()
+        waiting_.note()
     assert not waiting_.watch()
 
 
