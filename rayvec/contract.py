@@ -743,12 +743,12 @@ class ContractVectorEnv(VectorEnv[Any, Any, Any]):
             WorkerLostError: a worker has died, and this is no reset that could start it again. The call is over; what
                 other workers still owe is taken by the next call.
         """
+        self._crew.is_waiting = False
         try:
             self._take_replies(call, deadline)
         except KeyboardInterrupt:
             if self._call.name is not None and not self._crew.is_waiting:
                 self._crew.is_torn = True
-            self._crew.is_waiting = False
             if self._crew.is_torn:
                 # What some sub-envs have done nobody knows: there is no result to wait for.
                 self._call.end()
