@@ -156,7 +156,7 @@ def constants_of(transport: str, gauge: Gauge, cores: int, seconds: float, tick:
     row = max(0.0, (long - one) / (ROWS - 1))
     wide = step(1, 4, LARGE)
     return Constants(
-        round_trip=one - row,
+        round_trip=max(0.0, one - row),
         actor=max(0.0, (many - one - row * (max(1.0, 4 / cores) - 1)) / 3),
         row=row,
         byte=max(0.0, (wide - one - 3 * row) / (4 * LARGE)),

@@ -124,7 +124,7 @@ def test_it_predicts_over_ray(tmp_path: Path) -> None:
     assert ran.stdout.splitlines()[-1] == f"python benchmarks/cost_model.py --quick --json {file}"
     report = json.loads(file.read_text())
     assert list(report["constants"]) == ["shared_memory"]
-    assert report["constants"]["shared_memory"]["round_trip"] > 0
+    assert max(report["constants"]["shared_memory"].values()) > 0
     (verdict,) = report["verdicts"]
     assert verdict["predicted"] > 0
     assert verdict["measured"] > 0

@@ -391,7 +391,7 @@ class Interruption:
             # There one line is run again and again, for as long as it takes.
             return None
         # An interpreter that is interrupted right before or after an exception is caught forgets that it was.
-        is_catching = sys.exc_info()[0] or linecache.getline(file, frame.f_lineno).lstrip().startswith("except")
+        is_catching = sys.exc_info()[0] or linecache.getline(file, frame.f_lineno).lstrip().startswith(("except", "with"))
         if event == "line" and not is_catching:
             self._left -= 1
             if not self._left:
