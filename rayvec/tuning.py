@@ -75,6 +75,8 @@ _CLOSING = 2.0
 """Seconds that what was built for measuring has to close."""
 _CLOSE_TO_BEST = 0.97
 """A choice with fewer processes is taken if it is as fast as this share of the best."""
+_SURPRISING = 1.3
+"""A choice that was the fastest though it should take so many times what another does is looked at again, for longer."""
 _WAITS = 1.5
 """A step that lasts so many times its CPU time waits for something."""
 _WAKE, _PROCESS, _ROW = 60e-6, 12e-6, 2e-6
@@ -287,8 +289,12 @@ def tune(env_fn: EnvFn, num_envs: int, *, seconds: float = 0.5, timeout: float =
             return report(promising[0], _clear(probe, cores), probe)
         obstacle = _obstacle(promising, probe, num_envs, cores, seconds, timeout)
         if obstacle is None:
-            envs.call_async("compare", promising, seconds, _num_rounds(promising, probe, num_envs, cores, seconds))
-            (measured,) = envs.call_wait(max(0.0, deadline - time.monotonic()))
+            rounds = _num_rounds(promising, probe, num_envs, cores, seconds)
+            for times in (1, 2):
+                envs.call_async("compare", promising, times * seconds, rounds)
+                (measured,) = envs.call_wait(max(0.0, deadline - time.monotonic()))
+                if not _is_surprising(measured, probe, num_envs, cores):
+                    break
             if not any(of_one.rates for of_one in measured):
                 obstacle = measured[0].note
     except CallTimeoutError:
@@ -395,6 +401,13 @@ def _num_rounds(choices: Sequence[Choice], probe: Probe, num_envs: int, cores: i
     return max(_FEWEST_ROUNDS, min(_MOST_ROUNDS, int(seconds / len(choices) / (4 * longest))))
 
 
+def _is_surprising(measured: Sequence[Measurement], probe: Probe, num_envs: int, cores: int) -> bool:
+    """Whether one is the fastest that should take much longer than another: the machine may have had a bad moment."""
+    rated = [of_one.choice for of_one in measured if of_one.rates]
+    least = min((probe.predict(choice, num_envs, cores) for choice in rated), default=0.0)
+    return bool(rated) and probe.predict(_best_of(measured).choice, num_envs, cores) > _SURPRISING * least
+
+
 def _best_of(measured: Sequence[Measurement]) -> Measurement:
     """The fastest, by what each did in a round beside what all did in it."""
     rated = [of_one for of_one in measured if of_one.rates]
@@ -445,6 +458,7 @@ class _Tuner(gymnasium.Env[np.int64, np.int64]):
         self._num_envs = num_envs
         self._options = options
         self._to_close = ExitStack()
+        self._contestants: dict[str, _Contestant] = {}
         if AutoresetMode(options.get("autoreset_mode", AutoresetMode.NEXT_STEP)) is AutoresetMode.DISABLED:
             options["autoreset_mode"] = AutoresetMode.NEXT_STEP
         # What the chosen vector env has to say, it will say itself.
@@ -464,9 +478,10 @@ class _Tuner(gymnasium.Env[np.int64, np.int64]):
         return Probe(build, *_stepped(env, seconds), _bytes_of(observation), grown)
 
     def compare(self, choices: Sequence[Choice], seconds: float, rounds: int) -> list[Measurement]:
-        """Builds the choices and lets them take turns. What one of them raises excludes it alone."""
-        contestants = {str(choice): _Contestant(choice) for choice in choices}
-        for choice, contestant in zip(choices, contestants.values(), strict=True):
+        """Builds the choices, the first time, and lets them take turns. What one of them raises excludes it alone."""
+        contestants = self._contestants
+        for choice in choices if not contestants else ():
+            contestant = contestants[str(choice)] = _Contestant(choice)
             with contestant.noting():
                 envs = _build(choice.engine, [self._env_fn] * self._num_envs, {**self._options, **choice.options})
                 self._to_close.callback(envs.close)

@@ -98,6 +98,18 @@ class TestWhatFollowsFromAProbe:
         assert tuning._fastest([slower, faster])[0] == faster.choice
         assert slower.share_of(faster) == pytest.approx(100 / 110)
 
+    def test_a_result_against_all_expectation_is_looked_at_again(self) -> None:
+        def surprises(*measured: Measurement) -> bool:
+            return tuning._is_surprising(measured, self.BUSY, 64, 2)
+
+        caller = processes(2, in_caller=True)
+        assert surprises(Measurement(SYNC, (100.0,)), Measurement(caller, (50.0,)))
+        assert not surprises(Measurement(SYNC, (50.0,)), Measurement(caller, (100.0,)))
+        assert not surprises(Measurement(SYNC, (100.0,)), Measurement(caller, note="raised"))
+        assert not surprises(Measurement(SYNC, note="raised"), Measurement(caller, note="raised"))
+        # Four of them are too few to expect much of a second core.
+        assert not tuning._is_surprising([Measurement(SYNC, (100.0,)), Measurement(caller, (50.0,))], self.BUSY, 4, 2)
+
     @pytest.mark.parametrize(
         ("probe", "told"),
         [
@@ -136,6 +148,21 @@ class TestTune:
         envs = report.build([CountingEnv] * 4)
         assert type(envs) is {"sync": rayvec.SyncVectorEnv, "async": rayvec.AsyncVectorEnv}[report.engine]
         envs.close()
+
+    def test_it_looks_again(self, monkeypatch: pytest.MonkeyPatch) -> None:
+        """For longer, at the same vector envs, and once; the second look decides."""
+        looks: list[Any] = []
+
+        def surprising(measured: Any, *_: Any) -> bool:
+            looks.append(measured)
+            return True
+
+        monkeypatch.setattr(tuning, "_is_surprising", surprising)
+        report = tune(partial(CountingEnv, index=0), 2, seconds=0.05)
+        first, second = looks
+        assert [measured.choice for measured in first] == [measured.choice for measured in second]
+        assert report.measurements == second
+        assert report.choice == tuning._fastest(second)[0]
 
     def test_envs_that_wait_get_more_workers_than_cores(self) -> None:
         report = tune(partial(SlowEnv, step_seconds=0.02), 6, seconds=0.05)
