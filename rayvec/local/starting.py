@@ -28,20 +28,25 @@ _paused: list[bool] = []
 """For each caller of :func:`starting_quietly` within it: whether the collector ran before."""
 _handlers: list[Callable[[int, FrameType | None], object]] = []
 """That of Ctrl-C, while it is held back."""
-_kept: list[object] = []
-"""Handlers of the caller that a forked process forgets, with all that only they hold."""
-_inherited: list[object] = []
-"""The same, in such a process, for ever."""
+_kept: list[_Keeper] = []
+"""Keepers of the caller's handlers, which a forked process forgets, with all that only they hold."""
+_inherited: list[_Keeper] = []
+"""The same, in such a process, for ever: as a whole, for each handler that is touched copies a page."""
 
 
 class _Keeper:
     """Equals nothing, and keeps what it is compared with."""
 
+    def __init__(self) -> None:
+        self._handlers: list[object] = [signal.getsignal(signal.SIGINT), signal.getsignal(signal.SIGTERM)]
+        # From Python 3.13 on multiprocessing clears what atexit has registered, which has no other way to be listed.
+        atexit.unregister(self)
+
     def __call__(self) -> None:
         pass
 
     def __eq__(self, other: object) -> bool:
-        _kept.append(other)
+        self._handlers.append(other)
         return False
 
     __hash__ = None  # type: ignore[assignment]
@@ -64,9 +69,7 @@ def starting_quietly() -> Iterator[None]:
     _paused.append(collects)
     try:
         gc.disable()
-        _kept.extend(map(signal.getsignal, (signal.SIGINT, signal.SIGTERM)))
-        # From Python 3.13 on multiprocessing clears what atexit has registered, which has no other way to be listed.
-        atexit.unregister(_Keeper())
+        _kept.append(_Keeper())
         with clear_mpi_env_vars() if _is_under_mpi() else contextlib.nullcontext(), hearing_later(), _blocking_interrupts():
             yield
     finally:
