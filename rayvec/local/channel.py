@@ -66,6 +66,7 @@ class WorkerChannel:
         self._rung: Frame = (0, None)
         self._was_rung = False
         self._num_frames = 0
+        self._has_taken_frames = False
         self._lamps: tuple[Lamp, Lamp] | None = None
         sock.setblocking(True)
 
@@ -128,6 +129,7 @@ class WorkerChannel:
                 if not self._answer_rings(self._bells, answer):
                     return self._rung
             self._was_rung = False
+            self._has_taken_frames = True
         try:
             data = self._socket.recv(1)
         except ConnectionError:
@@ -146,8 +148,10 @@ class WorkerChannel:
             self._num_frames -= 1
             if self._has_frame():
                 return True
+        if self._was_rung or not self._has_taken_frames:
+            return False
         # A frame may have come behind a ring; what was rung for first goes first.
-        return not self._was_rung and self._has_frame() and not self._is_rung(pair)
+        return self._has_frame() and not self._is_rung(pair)
 
     def _is_rung(self, pair: Bells) -> bool:
         listening = select.poll()
