@@ -214,7 +214,7 @@ class SubEnvs:
         except BaseException as error:
             outcome = self._told([], [self._fail(0, "step", error)], 0)
         if self._outputs is not None:
-            self._fill_outputs()
+            self._outputs.fill(self._rows.start, self._rows.stop)
         if began:
             tally.end_step(began, perf_counter())
         return outcome
@@ -275,14 +275,10 @@ class SubEnvs:
         else:
             outcome = self._told(infos, failures, num_settled)
         if self._outputs is not None:
-            self._fill_outputs()
+            self._outputs.fill(self._rows.start, self._rows.stop)
         if began:
             tally.end_step(began, perf_counter())
         return outcome
-
-    def _fill_outputs(self) -> None:
-        assert self._outputs is not None
-        self._outputs.fill(self._rows.start, self._rows.stop)
 
     def _told(self, infos: list[tuple[int, Mapping[Any, Any]]], failures: list[Failure], num_settled: int) -> Outcome:
         """The outcome of a step that has more to tell than the rows of the batch."""
@@ -410,7 +406,7 @@ class SubEnvs:
                 if self._is_stopped_by(error):
                     break
         if self._outputs is not None:
-            self._fill_outputs()
+            self._outputs.fill(self._rows.start, self._rows.stop)
         return Outcome(info_columns.gather(infos), failures)
 
     def _restarted(self, index: int, order: RestartOrder, options: dict[str, Any] | None) -> dict[Any, Any]:

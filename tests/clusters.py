@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import atexit
 import logging
 import os
 import signal
@@ -11,6 +10,8 @@ from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
+
+from rayvec.local.starting import HandlerKeeper
 
 __all__ = [
     "add_node",
@@ -24,6 +25,7 @@ __all__ = [
 
 _NODE: dict[str, Any] = {"num_cpus": 4, "num_gpus": 0, "object_store_memory": 200 * 2**20}
 _kept: dict[str, Any] = {}
+_keepers: list[HandlerKeeper] = []
 
 
 def ensure_cluster() -> None:
@@ -66,32 +68,13 @@ def stop_cluster() -> None:
         _kept.clear()
 
 
-class _ExitHandlers:
-    """Keeps all of them: compared with each, it equals none."""
-
-    def __init__(self) -> None:
-        self._kept: list[object] = []
-
-    def __call__(self) -> None:
-        pass
-
-    def __eq__(self, other: object) -> bool:
-        self._kept.append(other)
-        return False
-
-    __hash__ = None  # type: ignore[assignment]
-
-
-_exit_handlers = _ExitHandlers()
-
-
 def keep_exit_handlers() -> None:
     """Of nodes that have ended, which only ``atexit`` refers to.
 
     From Python 3.13 on a process that ``multiprocessing`` forks drops what is registered there. Dropping a node ends it by
     SIGSEGV, whoever forks it: Gymnasium, or a test by hand.
     """
-    atexit.unregister(_exit_handlers)
+    _keepers[:] = [HandlerKeeper()]
 
 
 class ExtraNode:

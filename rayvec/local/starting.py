@@ -21,21 +21,21 @@ from types import FrameType
 
 from gymnasium.vector.utils import clear_mpi_env_vars
 
-__all__ = ["hearing_later", "own", "starting_quietly"]
+__all__ = ["HandlerKeeper", "hearing_later", "own", "starting_quietly"]
 
 _owned: weakref.WeakSet[BaseProcess] = weakref.WeakSet()
 _paused: list[bool] = []
 """For each caller of :func:`starting_quietly` within it: whether the collector ran before."""
 _handlers: list[Callable[[int, FrameType | None], object]] = []
 """That of Ctrl-C, while it is held back."""
-_kept: list[_Keeper] = []
+_kept: list[HandlerKeeper] = []
 """Keepers of the caller's handlers, which a forked process forgets, with all that only they hold."""
-_inherited: list[_Keeper] = []
+_inherited: list[HandlerKeeper] = []
 """The same, in such a process, for ever: as a whole, for each handler that is touched copies a page."""
 
 
-class _Keeper:
-    """Equals nothing, and keeps what it is compared with."""
+class HandlerKeeper:
+    """Holds on to this process's handlers, of signals and of ``atexit``: it equals none, and keeps what it is compared with."""
 
     def __init__(self) -> None:
         self._handlers: list[object] = [signal.getsignal(signal.SIGINT), signal.getsignal(signal.SIGTERM)]
@@ -43,7 +43,7 @@ class _Keeper:
         atexit.unregister(self)
 
     def __call__(self) -> None:
-        pass
+        """Nothing; atexit takes only what can be called."""
 
     def __eq__(self, other: object) -> bool:
         self._handlers.append(other)
@@ -69,7 +69,7 @@ def starting_quietly() -> Iterator[None]:
     _paused.append(collects)
     try:
         gc.disable()
-        _kept.append(_Keeper())
+        _kept.append(HandlerKeeper())
         with clear_mpi_env_vars() if _is_under_mpi() else contextlib.nullcontext(), hearing_later(), _blocking_interrupts():
             yield
     finally:
