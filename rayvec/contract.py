@@ -416,6 +416,7 @@ class ContractVectorEnv(VectorEnv[Any, Any, Any]):
         rest = self._batch.place_actions(actions)
         if self._outputs is not None:
             self._outputs.choose()
+        crew.has_told = False
         try:
             call.begin("step")
             if rest is None:
@@ -425,7 +426,9 @@ class ContractVectorEnv(VectorEnv[Any, Any, Any]):
                     (worker, Verb.STEP, StepPayload(rest[worker.envs.start : worker.envs.stop])) for worker in self._workers
                 )
         except BaseException:
-            call.end()
+            # Ctrl-C may have come right behind.
+            if not crew.has_told:
+                call.end()
             raise
 
     def step_wait(self, timeout: float | None = None) -> StepResult:
@@ -889,13 +892,14 @@ class ContractVectorEnv(VectorEnv[Any, Any, Any]):
     @contextlib.contextmanager
     def _beginning(self, call: str, indices: Sequence[int] | None = None) -> Iterator[None]:
         """The call (of the sub-envs ``indices``) is pending from the first request on, and is not if one could not be sent."""
-        try:
-            self._call.begin(call)
-            self._called = indices
-            yield
-        except BaseException:
-            self._call.end()
-            raise
+        with self._crew.hearing_later():
+            try:
+                self._call.begin(call)
+                self._called = indices
+                yield
+            except BaseException:
+                self._call.end()
+                raise
 
     def _note_torn(self) -> None:
         """Where Ctrl-C has kept some sub-envs from what others did, all need a reset."""

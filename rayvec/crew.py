@@ -26,6 +26,7 @@ from rayvec.errors import CallTimeoutError
 from rayvec.failures import Failure
 from rayvec.local import bells
 from rayvec.local.memory import SharedBlock
+from rayvec.local.starting import hearing_later
 from rayvec.local.waiting import usable_cores
 from rayvec.protocol import REQUESTS, StepPayload, Verb
 from rayvec.stats import count_restart
@@ -43,7 +44,11 @@ class _Lost:
 LOST: Final = _Lost()
 """In place of a reply: the worker has died, and owes nothing any more."""
 
+Answer = tuple[Worker, "Verb | None", Reply]
+"""Whose reply, to what, and the reply; to nothing if he has died."""
+
 _STEP = StepPayload(None)
+_AT_ONCE = contextlib.nullcontext()
 
 _TERMINATE_GRACE = 0.4
 """Seconds between asking processes to end and ending them."""
@@ -106,6 +111,7 @@ class Crew:
         has_lost: some worker has died and has not been started again.
         is_torn: Ctrl-C came while workers were being told something, so that only some of them do it, or while what they have
             said was being taken, so that some of it is lost.
+        has_told: all that was asked has been told, since somebody last denied it.
         is_waiting: nothing is being told or taken, so that Ctrl-C does no harm.
     """
 
@@ -119,7 +125,9 @@ class Crew:
         self.num_owed = 0
         self.has_lost = False
         self.is_torn = False
+        self.has_told = False
         self.is_waiting = False
+        self._blocks = any(worker.blocks for worker in workers)
         self._max_concurrency = max_concurrency
         self._queue: deque[tuple[Worker, Verb, Any]] = deque()
         self._working: dict[Worker, float] = {}
@@ -127,10 +135,14 @@ class Crew:
         """Workers that may never have been told what they owe, for Ctrl-C came."""
         self._lines: _BareLines | None = None
         self._awaits_lines = False
-        self._inline = deque(worker for worker in workers if worker.is_caller)
+        self._inline = [worker for worker in workers if worker.is_caller]
+        self._turn = 0
+        """Which of them works next."""
         self._writers: set[Worker] = set()
         self._ready: dict[Worker, bool] = {}
         self._settled: deque[Worker] = deque()
+        self._answer: Answer | None = None
+        """That was taken and not given yet."""
         self._selector = selectors.DefaultSelector()
         self._watched: dict[Worker, Sequence[int]] = {}
         self._starting: set[Worker] = set()
@@ -240,10 +252,16 @@ class Crew:
 
     @contextlib.contextmanager
     def _telling(self) -> Iterator[None]:
-        """Only who comes to the end of it has told everybody."""
+        """Ctrl-C is heard when everybody has been told; who does not come to the end of it has not told everybody."""
         was_torn, self.is_torn = self.is_torn, True
-        yield
-        self.is_torn = was_torn
+        with self.hearing_later():
+            yield
+            self.is_torn = was_torn
+            self.has_told = True
+
+    def hearing_later(self) -> contextlib.AbstractContextManager[None]:
+        """Ctrl-C is heard at the end; at once where it might have to end what blocks."""
+        return _AT_ONCE if self._blocks else hearing_later()
 
     def mend(self) -> None:
         """Goes on after Ctrl-C has torn a call: what has not been told to anybody is dropped."""
@@ -272,7 +290,7 @@ class Crew:
         if not worker.send(verb, prepared):
             self._writers.add(worker)
 
-    def next_reply(self, deadline: float | None, by_arrival: bool = False) -> tuple[Worker, Verb | None, Reply] | None:
+    def next_reply(self, deadline: float | None, by_arrival: bool = False) -> Answer | None:
         """Waits for the next reply that says something, of any worker.
 
         Args:
@@ -286,42 +304,52 @@ class Crew:
         Raises:
             CallTimeoutError: none came in time. All that is owed stays owed.
         """
-        while self.num_owed or self._settled:
+        while self.num_owed or self._settled or self._answer is not None:
             if self._settled:
                 return self._settled.popleft(), Verb.STEP, SETTLED
             if self._awaits_lines:
                 answer = self._taken_from_lines(deadline)
                 if answer is not None:
                     return answer
-            while self._ready:
+            if self._answer is None and self._ready:
                 worker, has_ended = next(iter(self._ready.items()))
-                reply = self._polled(worker, has_ended)
-                if reply is None:
-                    del self._ready[worker]
-                elif reply is LOST:
-                    owed = self.owes(worker)
-                    self.dismiss(worker)
-                    if owed:
-                        return worker, None, LOST
-                else:
-                    verb = worker.owed.popleft()
-                    self.num_owed -= 1
-                    if not worker.owed:
-                        del self._ready[worker]
-                    self._working.pop(worker, None)
-                    if worker.lost:
-                        self.has_lost = True
-                    if verb is Verb.START:
-                        self._starting.discard(worker)
-                        if not worker.is_flushed():
-                            self._writers.add(worker)
-                        self._watch(worker)
-                    if self._queue:
-                        self._send_queued()
-                    return worker, verb, reply
-            if self.num_owed and not self._awaits_lines and not self._settled:
+                # Half taken, it would be lost.
+                with _AT_ONCE if worker.is_caller or worker.blocks else hearing_later():
+                    self._answer = self._taken(worker, has_ended)
+                    self.is_waiting = self._answer is not None
+            if self._answer is not None:
+                self.is_waiting = False
+                answer, self._answer = self._answer, None
+                return answer
+            if not self._ready and self.num_owed and not self._awaits_lines and not self._settled:
                 self._wait(deadline, by_arrival)
         return None
+
+    def _taken(self, worker: Worker, has_ended: bool) -> Answer | None:
+        """The next reply of ``worker``, which is struck off; None if it is not here, or if it has died and owes none."""
+        reply = self._polled(worker, has_ended)
+        if reply is None:
+            del self._ready[worker]
+            return None
+        if reply is LOST:
+            owed = self.owes(worker)
+            self.dismiss(worker)
+            return (worker, None, LOST) if owed else None
+        verb = worker.owed.popleft()
+        self.num_owed -= 1
+        if not worker.owed:
+            del self._ready[worker]
+        self._working.pop(worker, None)
+        if worker.lost:
+            self.has_lost = True
+        if verb is Verb.START:
+            self._starting.discard(worker)
+            if not worker.is_flushed():
+                self._writers.add(worker)
+            self._watch(worker)
+        if self._queue:
+            self._send_queued()
+        return worker, verb, reply
 
     def _polled(self, worker: Worker, has_ended: bool) -> Reply | None:
         try:
@@ -336,17 +364,17 @@ class Crew:
         self.num_owed = sum(len(worker.owed) for worker in self.workers) + len(self._queue)
         if not self.num_owed:
             return
-        for worker in self._inline:
+        for turn in range(self._turn, self._turn + len(self._inline)):
+            worker = self._inline[turn % len(self._inline)]
             if worker.owed:
                 if by_arrival and len(self.workers) > len(self._inline):
                     self._note_readable(0.0)
                 if not self._ready:
-                    # The other workers in the caller have their turns before its next.
-                    self._inline.remove(worker)
-                    self._inline.append(worker)
+                    self._turn = (turn + 1) % len(self._inline)
                     self._ready[worker] = False
                 return
         timeout = _left(deadline)
+        self._drop_flushed()
         if self._writers:
             timeout = _FLUSH_INTERVAL if timeout is None else min(timeout, _FLUSH_INTERVAL)
         patience = min((worker.patience for worker in self._starting if worker.patience is not None), default=None)
@@ -364,7 +392,6 @@ class Crew:
         )
         # Being polled, they send more.
         self._ready.update(dict.fromkeys(self._writers, False))
-        self._drop_flushed()
 
     def note_arrivals(self) -> None:
         """Notes who has answered by now; those who answer later stand behind them.
@@ -382,7 +409,7 @@ class Crew:
             worker = key.data
             self._ready[worker] = self._ready.get(worker, False) or key.fd == worker.exit_descriptor()
 
-    def _taken_from_lines(self, deadline: float | None) -> tuple[Worker, Verb, Reply] | None:
+    def _taken_from_lines(self, deadline: float | None) -> Answer | None:
         """Has the caller step its own share while the others work, then takes the replies that are here: most, as a rule.
 
         Those that are not here then are listened to as all replies are.
@@ -459,6 +486,8 @@ class Crew:
         self._drop_lines()
         self._unwatch(worker)
         self._ready.pop(worker, None)
+        if self._answer is not None and self._answer[0] is worker:
+            self._answer = None
         self.num_owed -= len(worker.owed)
         worker.owed.clear()
         self._unqueue(worker)

@@ -189,20 +189,21 @@ class PartialVectorEnv(ContractVectorEnv):
     def _begin_work(self, verb: Verb, payloads: Mapping[Worker, Any]) -> None:
         """Asks the workers; whatever happens, those that were asked are at work and no others."""
         self._crew.note_arrivals()
-        if self._recovery is not None:
-            self._recovery.begin_work(payloads, verb)
-        is_sent = False
-        try:
-            if verb is Verb.RESET:
-                self._ask_reset(payloads)
-            else:
-                self._crew.ask((worker, verb, payload) for worker, payload in payloads.items())
-            is_sent = True
-        finally:
-            # Ctrl-C may have come when some had been asked; other errors come before anybody is.
-            if is_sent or self._crew.is_torn:
-                self._at_work.update((worker, verb) for worker in payloads if self._crew.owes(worker))
-            self._note_pending()
+        with self._crew.hearing_later():
+            if self._recovery is not None:
+                self._recovery.begin_work(payloads, verb)
+            is_sent = False
+            try:
+                if verb is Verb.RESET:
+                    self._ask_reset(payloads)
+                else:
+                    self._crew.ask((worker, verb, payload) for worker, payload in payloads.items())
+                is_sent = True
+            finally:
+                # Ctrl-C may have come when some had been asked; other errors come before anybody is.
+                if is_sent or self._crew.is_torn:
+                    self._at_work.update((worker, verb) for worker in payloads if self._crew.owes(worker))
+                self._note_pending()
 
     def _checked_indices(self, env_ids: Any, where: str) -> Indices:
         due = f"{where}: expected the indices of sub-envs, whole workers' and each once, got"
@@ -291,13 +292,14 @@ class PartialVectorEnv(ContractVectorEnv):
             if answer is None:
                 self._note_interrupted()
                 continue
-            try:
-                self._arrive(*answer)
-            except BaseException:
-                self._may_give_up = True
-                raise
-            finally:
-                self._note_pending()
+            with self._crew.hearing_later():
+                try:
+                    self._arrive(*answer)
+                except BaseException:
+                    self._may_give_up = True
+                    raise
+                finally:
+                    self._note_pending()
 
     def _first(self) -> list[Worker]:
         """The workers of the next batch, by their sub-envs; none if they have not all arrived."""

@@ -1,8 +1,9 @@
 """What drives some sub-envs, seen from the caller. A vector env is a list of these.
 
-A worker is told requests (:meth:`Worker.send`) and asked for replies (:meth:`Worker.poll`); it never blocks the caller
-in either. Kinds differ only in where the sub-envs live and how bytes get there: :class:`InlineWorker` below is the caller
-itself, :mod:`rayvec.local.process` another process, :mod:`rayvec.local.custom` a process that runs a user's function.
+A worker is told requests (:meth:`Worker.send`) and asked for replies (:meth:`Worker.poll`); it does not block the caller
+in either (but for a custom one, whose pipe does). Kinds differ only in where the sub-envs live and how bytes get there:
+:class:`InlineWorker` below is the caller itself, :mod:`rayvec.local.process` another process, :mod:`rayvec.local.custom` a
+process that runs a user's function.
 """
 
 from __future__ import annotations
@@ -53,12 +54,14 @@ class Worker(ABC):
         owed: the requests whose replies have not been taken yet, oldest first. Replies come in the same order.
         lost: it has died; :meth:`start` makes it anew.
         is_caller: it is the caller itself, and answers when polled.
+        blocks: telling it and taking its replies may block: Ctrl-C must come through.
         spins: there is a core for each worker: it waits actively for a moment before it sleeps.
         patience: until when, of ``time.monotonic``, nothing can be expected of a worker that starts: then it is polled
             once more, though nothing became readable; None: until something does.
     """
 
     is_caller = False
+    blocks = False
 
     def __init__(self, envs: range) -> None:
         self.envs = envs
@@ -186,6 +189,7 @@ class InlineWorker(Worker):
         self._env_fns = env_fns
         self._autoreset_mode = autoreset_mode
         self._asked: deque[tuple[Verb, tuple[Any, ...] | None]] = deque()
+        self._batch: Batch | None = None
         self.sub_envs: SubEnvs | None = None
 
     def start(self) -> None:
@@ -194,7 +198,9 @@ class InlineWorker(Worker):
         self.send(Verb.START, None)
 
     def attach(self, batch: Batch, block: SharedBlock | None) -> None:
-        self.send(Verb.ATTACH, (batch,))
+        self._batch = batch
+        if self.sub_envs is not None:
+            self.sub_envs.attach(batch, self.envs.start, settles=True)
 
     def send(self, verb: Verb, prepared: tuple[Any, ...] | None) -> bool:
         self.owed.append(verb)
@@ -216,10 +222,6 @@ class InlineWorker(Worker):
         if self.sub_envs is None:
             # They could not be built.
             return CallOutcome([])
-        if verb is Verb.ATTACH:
-            assert payload is not None
-            self.sub_envs.attach(payload[0], self.envs.start, settles=True)
-            return CallOutcome([])
         if verb is Verb.CLOSE:
             return CallOutcome([], self.sub_envs.close())
         assert payload is not None
@@ -237,6 +239,8 @@ class InlineWorker(Worker):
         if isinstance(built, Failure):
             return built
         built.stops_at_interrupt = True
+        if self._batch is not None:
+            built.attach(self._batch, self.envs.start, settles=True)
         self.sub_envs = built
         return built.describe()
 
@@ -258,6 +262,7 @@ class InlineWorker(Worker):
         if self.sub_envs is not None:
             self.sub_envs.close()
             self.sub_envs = None
+        self._batch = None
 
     def describe(self) -> str:
         return "the calling process"

@@ -22,12 +22,13 @@ import select
 import socket
 import struct
 from collections import deque
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from functools import partial
 from typing import Final
 
 from rayvec.local import bells
 from rayvec.local.bells import Bells
+from rayvec.local.starting import hearing_later
 from rayvec.local.waiting import Lamp
 
 __all__ = ["EMPTY", "CallerChannel", "Frame", "WorkerChannel"]
@@ -58,10 +59,16 @@ def _nothing_to_ring() -> None:
 
 
 class WorkerChannel:
-    """The worker's end: blocking."""
+    """The worker's end: blocking.
+
+    Attributes:
+        descriptors: the file descriptors that came with the first frame.
+    """
 
     def __init__(self, sock: socket.socket) -> None:
+        self.descriptors: list[int] = []
         self._socket = sock
+        self._has_received = False
         self._bells: Bells | None = None
         self._rung: Frame = (0, None)
         self._was_rung = False
@@ -131,11 +138,12 @@ class WorkerChannel:
             self._was_rung = False
             self._has_taken_frames = True
         try:
-            data = self._socket.recv(1)
+            data = self._socket.recv(1) if self._has_received else self._receive_first()
         except ConnectionError:
             raise EOFError from None
         if not data:
             raise EOFError
+        self._has_received = True
         code = data[0]
         if code < _HAS_PAYLOAD:
             return code, None
@@ -190,15 +198,12 @@ class WorkerChannel:
             if lamps is not None:
                 lamps[1].raise_()
 
-    def receive_descriptors(self) -> list[int]:
-        """Waits for the file descriptors that follow the frame just received."""
-        try:
-            _, descriptors, _, _ = socket.recv_fds(self._socket, 1, _MOST_DESCRIPTORS)
-        except ConnectionError:
-            raise EOFError from None
-        if not descriptors:
-            raise EOFError
-        return descriptors
+    def _receive_first(self) -> bytes:
+        """The first byte of all, with the file descriptors that may have come with it."""
+        if not hasattr(socket, "recv_fds"):
+            return self._socket.recv(1)
+        data, self.descriptors, _, _ = socket.recv_fds(self._socket, 1, _MOST_DESCRIPTORS)
+        return data
 
     def hang_up(self) -> None:
         """Makes a thread that waits in :meth:`receive` see the end."""
@@ -246,7 +251,10 @@ class CallerChannel:
         self._lamps: tuple[Lamp, Lamp] | None = None
         self.watch: Callable[[], bool] | None = None
         self._rung: Frame = (0, None)
-        self._outbox: deque[memoryview | tuple[int, ...]] = deque()
+        self._outbox: deque[memoryview] = deque()
+        self._riders: Sequence[int] = ()
+        """File descriptors that go with what leaves next."""
+        self._is_held = False
         self._inbox = bytearray()
         self._body: memoryview | None = None
         self._filled = 0
@@ -326,27 +334,34 @@ class CallerChannel:
         if self.flush():
             return True
         # What is left may be a view of memory that changes before it is sent.
-        self._outbox = deque(item if isinstance(item, tuple) else memoryview(bytes(item)) for item in self._outbox)
+        self._outbox = deque(memoryview(bytes(item)) for item in self._outbox)
         return False
 
-    def post_descriptors(self, *descriptors: int) -> None:
-        """Sends file descriptors behind the frame just posted."""
-        self._outbox.append(descriptors)
-        self.flush()
+    def hold(self, code: int, *parts: bytes | memoryview, descriptors: Sequence[int] = ()) -> None:
+        """Keeps the first frame, and file descriptors with it, until the next is posted or until :meth:`flush`."""
+        self._outbox.extend(memoryview(part) for part in _framed(code, parts))
+        self._riders = descriptors
+        self._is_held = True
 
     def flush(self) -> bool:
         """Sends what is left in the outbox; returns whether it is empty now. Raises EOFError."""
+        if not self._is_held:
+            return self._flush()
+        # Ctrl-C must not lose it: nobody would send it again.
+        with hearing_later():
+            self._is_held = False
+            return self._flush()
+
+    def _flush(self) -> bool:
         try:
             while self._outbox:
-                item = self._outbox.popleft()
+                item, riders = self._outbox.popleft(), self._riders
                 try:
-                    if isinstance(item, tuple):
-                        socket.send_fds(self._socket, [b"\0"], item)
-                        continue
-                    sent = self._socket.send(item)
+                    sent = socket.send_fds(self._socket, [item], riders) if riders else self._socket.send(item)
                 except BlockingIOError:
                     self._outbox.appendleft(item)
                     return False
+                self._riders = ()
                 if sent < len(item):
                     self._outbox.appendleft(item[sent:])
         except OSError:

@@ -121,6 +121,8 @@ def custom_workers(
 class CustomWorker(ChildWorker):
     """A process that runs a user's worker function for one sub-env."""
 
+    blocks = True
+
     def __init__(self, setup: _Setup, env_fn: EnvFn, index: int) -> None:
         super().__init__(range(index, index + 1))
         self._setup = setup

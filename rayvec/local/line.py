@@ -6,7 +6,6 @@ frames into replies; rows lie in shared memory, or travel in the frames where th
 
 from __future__ import annotations
 
-import contextlib
 from collections import deque
 from collections.abc import Sequence
 from typing import Any
@@ -40,7 +39,7 @@ class ChannelLine:
         self._frame: Frame | None = None
 
     def attach(self, batch: Batch, block: SharedBlock | None, is_anew: bool, spins: bool) -> None:
-        """Tells the worker where its rows are.
+        """Tells the worker where its rows are, together with the next request: many that wake take the caller's core.
 
         Args:
             batch: the caller's.
@@ -52,16 +51,15 @@ class ChannelLine:
         self._is_shared = block is not None
         if block is None or block.descriptor is None:
             token = block.token if block is not None else None
-            self.post(Verb.ATTACH, (attach_payload(batch, self._envs, token, is_anew),))
+            self._channel.hold(Verb.ATTACH, attach_payload(batch, self._envs, token, is_anew))
             return
         batch.darken(self._envs.start)
         # Until the channel has them, nobody would close the bells.
         with hearing_later():
             bells = Bells.make()
             told = None if bells is None else spins
-            self.post(Verb.ATTACH, (attach_payload(batch, self._envs, block.token, is_anew, told),))
-            with contextlib.suppress(EOFError):
-                self._channel.post_descriptors(block.descriptor, *(bells or ()))
+            payload = attach_payload(batch, self._envs, block.token, is_anew, told)
+            self._channel.hold(Verb.ATTACH, payload, descriptors=(block.descriptor, *(bells or ())))
             if bells is not None:
                 self._channel.ring_with(bells, Verb.STEP, batch.lamps(self._envs.start) if spins else None)
 

@@ -255,7 +255,7 @@ class Session:
             descriptor, pair = None, []
             if block[0] is None:
                 assert self._channel is not None
-                descriptor, *pair = self._channel.receive_descriptors()
+                descriptor, *pair = self._channel.descriptors
             buffer = SharedBlock.attach(block, descriptor)
         observation_space, action_space = self._sub_envs.spaces() if spaces is None else serialise.loads(spaces)
         self._batch = Batch(observation_space, action_space, num_rows, buffer)

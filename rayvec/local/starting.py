@@ -7,6 +7,7 @@ threads that the fork has left behind) is the caller's, and the pages it lies on
 
 from __future__ import annotations
 
+import _signal  # type: ignore[import-not-found]  # signal's own functions make enums of handlers, which takes ten times as long
 import atexit
 import contextlib
 import gc
@@ -18,10 +19,13 @@ import weakref
 from collections.abc import Callable, Iterator
 from multiprocessing.process import BaseProcess
 from types import FrameType
+from typing import Any
 
 from gymnasium.vector.utils import clear_mpi_env_vars
 
 __all__ = ["HandlerKeeper", "hearing_later", "own", "starting_quietly"]
+
+_SIGINT = int(signal.SIGINT)
 
 _owned: weakref.WeakSet[BaseProcess] = weakref.WeakSet()
 _paused: list[bool] = []
@@ -80,23 +84,30 @@ def starting_quietly() -> Iterator[None]:
             gc.enable()
 
 
-@contextlib.contextmanager
-def hearing_later() -> Iterator[None]:
+class hearing_later:  # noqa: N801 - used as a function is
     """Calls the handler of Ctrl-C at the end, if it came: the mask of one thread keeps nothing from the others."""
-    handler = signal.getsignal(signal.SIGINT)
-    if threading.current_thread() is not threading.main_thread() or not callable(handler):
-        yield
-        return
-    heard: list[tuple[int, FrameType | None]] = []
-    _handlers.append(handler)
-    try:
-        signal.signal(signal.SIGINT, lambda *arguments: heard.append(arguments))
-        yield
-    finally:
-        signal.signal(signal.SIGINT, handler)
-        _handlers.remove(handler)
-        if heard:
-            handler(*heard[0])
+
+    __slots__ = ("_handler", "_heard")
+
+    def __enter__(self) -> None:
+        self._handler: Any = None
+        self._heard: tuple[Any, ...] | None = None
+        handler = _signal.getsignal(_SIGINT)
+        if callable(handler) and threading.get_ident() == threading.main_thread().ident:
+            self._handler = handler
+            _signal.signal(_SIGINT, self._hear)
+            _handlers.append(handler)
+
+    def __exit__(self, *_: object) -> None:
+        handler = self._handler
+        if handler is not None:
+            _handlers.remove(handler)
+            _signal.signal(_SIGINT, handler)
+            if self._heard is not None:
+                handler(*self._heard)
+
+    def _hear(self, *arguments: Any) -> None:
+        self._heard = arguments
 
 
 @contextlib.contextmanager

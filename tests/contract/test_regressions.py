@@ -5,17 +5,14 @@ from __future__ import annotations
 import _thread
 import atexit
 import gc
-import linecache
 import os
 import selectors
 import signal
-import sys
 import weakref
 from collections.abc import Callable
-from contextlib import closing, suppress
+from contextlib import closing
 from functools import partial
 from pathlib import Path
-from types import FrameType
 from typing import TYPE_CHECKING, Any
 
 import gymnasium as gym
@@ -23,15 +20,14 @@ import numpy as np
 import pytest
 from engines import Engine, each, named
 from gymnasium import spaces
-from gymnasium.error import NoAsyncCallError, ResetNeeded
+from gymnasium.error import ResetNeeded
 from workers import doubling_worker
 
-import rayvec
 from rayvec import AsyncVectorEnv, QuotedEnvError, SyncVectorEnv, WorkerLostError
-from rayvec.testing import CountingEnv, GateEnv, PlainLoop, SpaceEnv
+from rayvec.testing import CountingEnv, GateEnv, SpaceEnv
 
 if TYPE_CHECKING:
-    from typing_extensions import Self
+    pass
 
 ACTIONS = np.zeros(3, np.int64)
 FIRST = np.array([True, False, False])
@@ -369,65 +365,3 @@ def test_interrupted_while_a_worker_is_registered(monkeypatch: pytest.MonkeyPatc
     monkeypatch.setattr(selectors.DefaultSelector, "register", interrupted)
     with pytest.raises(KeyboardInterrupt):
         AsyncVectorEnv([CountingEnv] * 3)
-
-
-class Interruption:
-    """Ctrl-C at the so-manieth line of this package that runs here within it."""
-
-    def __init__(self, at: int) -> None:
-        self._left = at
-
-    def __enter__(self) -> Self:
-        self._before = sys.gettrace()
-        sys.settrace(self._trace)
-        return self
-
-    def __exit__(self, *_: object) -> None:
-        sys.settrace(self._before)
-
-    def _trace(self, frame: FrameType, event: str, _: Any) -> Any:
-        file = frame.f_code.co_filename
-        if not file.startswith(_PACKAGE) or file.endswith("waiting.py"):
-            # There one line is run again and again, for as long as it takes.
-            return None
-        # An interpreter that is interrupted right before or after an exception is caught forgets that it was.
-        is_catching = sys.exc_info()[0] or linecache.getline(file, frame.f_lineno).lstrip().startswith(("except", "with"))
-        if event == "line" and not is_catching:
-            self._left -= 1
-            if not self._left:
-                sys.settrace(None)
-                raise KeyboardInterrupt
-        return self._trace
-
-
-_PACKAGE = str(Path(rayvec.__file__).parent)
-
-
-@pytest.mark.filterwarnings("ignore::UserWarning")
-@each(named("async-workers-2", "async-pipe-workers-2", "async-caller", "async-outputs", "async-concurrency"))
-def test_ctrl_c_at_any_line_of_a_step(engine: Engine) -> None:
-    """The step is pending, or was not made, or was, or a reset is needed: no result is wrong, and no wait without end."""
-    fns = [partial(CountingEnv, index=index, episode_length=50) for index in range(3)]
-
-    def told(result: Any) -> Any:
-        """Index, seed and step of each sub-env; one that was interrupted is built anew, and counts its episodes anew."""
-        return result[0][:, [0, 1, 3]].tolist()
-
-    with closing(engine.make(fns)) as envs, closing(PlainLoop(fns)) as loop:
-        # How many lines there are depends on who is how quick.
-        at = num_whole = 0
-        while num_whole < 10:
-            at += 1
-            assert told(envs.reset(seed=at)) == told(loop.reset(seed=at))
-            due = [told(loop.step(list(ACTIONS))) for _ in range(2)]
-            with suppress(KeyboardInterrupt), Interruption(at):
-                assert told(envs.step(ACTIONS)) == due[0]
-                num_whole += 1
-            try:
-                assert told(envs.step_wait(timeout=20)) == due[0]
-            except (NoAsyncCallError, WorkerLostError):
-                pass
-            try:
-                assert told(envs.step(ACTIONS)) in due
-            except (ResetNeeded, WorkerLostError):
-                pass

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import os
 import select
+import signal
 import socket
 import struct
 import threading
@@ -210,43 +211,57 @@ def open_descriptors() -> set[str]:
     return set(os.listdir("/proc/self/fd")) if os.path.isdir("/proc/self/fd") else set()  # noqa: PTH208, PTH112
 
 
-@pytest.mark.parametrize("is_full", [False, True])
-def test_descriptors_come_behind_their_frames(ends: Ends, is_full: bool) -> None:
-    """A descriptor that was sent opens the same file, also when it had to wait in the outbox, and frames go on behind it."""
-    frames: list[tuple[int, bytes | None]] = [(2, b"token"), (3, None), (2, b"another"), (4, b"end")]
+@pytest.mark.parametrize("size", [5, LARGE])
+@pytest.mark.parametrize("others", [[], [(3, None), (4, b"end")]])
+def test_the_first_frame_waits_for_another_and_brings_descriptors(
+    ends: Ends, size: int, others: list[tuple[int, bytes | None]]
+) -> None:
+    """It is sent with the next or by ``flush``, before it, and each of its descriptors opens the same file."""
+    frames = [(2, bytes(size)), *others]
     files = [os.memfd_create("one"), os.memfd_create("two")]
     for index, file in enumerate(files):
         os.write(file, b"file %d" % index)
-    if is_full:
-        ends.caller.post(1, bytes(LARGE))
-    ends.caller.post(2, b"token")
-    ends.caller.post_descriptors(files[0])
-    ends.caller.post(3)
-    ends.caller.post(2, b"another")
-    ends.caller.post_descriptors(files[1])
-    ends.caller.post(4, b"end")
-    assert ends.caller.is_flushed is not is_full
-
-    def receive() -> tuple[list[Any], list[int]]:
-        received, descriptors = [], []
-        if is_full:
-            assert ends.worker.receive()[0] == 1
-        for _ in frames:
-            frame = plain(ends.worker.receive())
-            received.append(frame)
-            if frame is not None and frame[0] == 2:
-                descriptors.extend(ends.worker.receive_descriptors())
-        return received, descriptors
-
-    result = aside(receive)
+    ends.caller.hold(2, bytes(size), descriptors=files)
+    assert not ends.caller.is_flushed
+    with pytest.raises(BlockingIOError):
+        ends.worker_socket.recv(1, socket.MSG_DONTWAIT | socket.MSG_PEEK)
+    for code, payload in others:
+        ends.caller.post(code, *(() if payload is None else (payload,)))
+    result = aside(lambda: [plain(ends.worker.receive()) for _ in frames])
     while not ends.caller.flush():
         pass
-    received, descriptors = result()
-    assert received == frames
-    assert not set(descriptors) & set(files)
-    for index, descriptor in enumerate(descriptors):
+    assert result() == frames
+    assert len(ends.worker.descriptors) == 2
+    assert not set(ends.worker.descriptors) & set(files)
+    for index, descriptor in enumerate(ends.worker.descriptors):
         assert os.pread(descriptor, 100, 0) == b"file %d" % index
-    for descriptor in [*files, *descriptors]:
+    for descriptor in [*files, *ends.worker.descriptors]:
+        os.close(descriptor)
+
+
+@pytest.mark.parametrize("moment", ["before", "after"])
+def test_ctrl_c_does_not_lose_the_first_frame(ends: Ends, moment: str) -> None:
+    """It is heard when that frame has left: nobody would send it once more."""
+    real = socket.send_fds
+
+    def interrupted(*arguments: Any) -> int:
+        if moment == "before":
+            signal.raise_signal(signal.SIGINT)
+        sent = real(*arguments)
+        if moment == "after":
+            signal.raise_signal(signal.SIGINT)
+        return sent
+
+    file = os.memfd_create("one")
+    ends.caller.hold(2, b"token", descriptors=[file])
+    with mock.patch.object(socket, "send_fds", interrupted), pytest.raises(KeyboardInterrupt):
+        ends.caller.flush()
+    assert ends.caller.flush()
+    assert plain(ends.worker.receive()) == (2, b"token")
+    assert len(ends.worker.descriptors) == 1
+    with pytest.raises(BlockingIOError):
+        ends.worker_socket.recv(1, socket.MSG_DONTWAIT)
+    for descriptor in [file, *ends.worker.descriptors]:
         os.close(descriptor)
 
 
@@ -398,8 +413,9 @@ def test_sending_to_nobody_raises_eof(ends: Ends, is_reset: bool) -> None:
     for parts in [(), (b"x",), (bytes(LARGE),)]:
         with pytest.raises(EOFError):
             ends.caller.post(4, *parts)
+    ends.caller.hold(4, b"x", descriptors=[0])
     with pytest.raises(EOFError):
-        ends.caller.post_descriptors(0)
+        ends.caller.flush()
 
 
 @pytest.mark.parametrize("is_reset", [False, True])
@@ -413,15 +429,18 @@ def test_replying_to_nobody_raises_eof(ends: Ends, is_reset: bool) -> None:
             ends.worker.send(4, *parts)
 
 
-@pytest.mark.parametrize("wait", [WorkerChannel.receive, WorkerChannel.receive_descriptors])
+@pytest.mark.parametrize("is_first", [False, True])
 @pytest.mark.parametrize("is_reset", [False, True])
-def test_waiting_for_nobody_raises_eof(ends: Ends, is_reset: bool, wait: Callable[[WorkerChannel], object]) -> None:
+def test_waiting_for_nobody_raises_eof(ends: Ends, is_reset: bool, is_first: bool) -> None:
     """A worker whose caller is gone gets EOF from every wait, also where the caller left replies unread."""
+    if not is_first:
+        ends.caller.post(1)
+        ends.worker.receive()
     if is_reset:
         ends.worker.send(1, b"unread")
     ends.caller.close()
     with pytest.raises(EOFError):
-        wait(ends.worker)
+        ends.worker.receive()
 
 
 def test_hanging_up_wakes_who_waits(ends: Ends) -> None:

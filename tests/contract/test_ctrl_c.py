@@ -1,0 +1,139 @@
+"""Ctrl-C at any line: what was asked is pending, or was made, or was not, or a reset is needed; and nobody waits for ever."""
+
+from __future__ import annotations
+
+import linecache
+import signal
+import sys
+from collections.abc import Iterator
+from contextlib import closing, suppress
+from functools import partial
+from pathlib import Path
+from types import FrameType
+from typing import TYPE_CHECKING, Any
+
+import numpy as np
+import pytest
+from engines import Engine, each, named
+from gymnasium.error import NoAsyncCallError, ResetNeeded
+
+import rayvec
+from rayvec import WorkerLostError
+from rayvec.testing import CountingEnv, PlainLoop
+
+if TYPE_CHECKING:
+    from typing_extensions import Self
+
+pytestmark = pytest.mark.filterwarnings("ignore::UserWarning")
+
+FNS = [partial(CountingEnv, index=index, episode_length=50) for index in range(3)]
+ACTIONS = np.zeros(3, np.int64)
+_PACKAGE = str(Path(rayvec.__file__).parent)
+
+interrupted = each(named("async-workers-2", "async-pipe-workers-2", "async-caller", "async-outputs", "async-concurrency"))
+
+
+class Interruption:
+    """Ctrl-C at the so-manieth line of this package that runs here within it."""
+
+    def __init__(self, at: int) -> None:
+        self._left = at
+
+    def __enter__(self) -> Self:
+        # A background job is deaf to it.
+        self._handler = signal.signal(signal.SIGINT, signal.default_int_handler)
+        self._before = sys.gettrace()
+        sys.settrace(self._trace)
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        sys.settrace(self._before)
+        signal.signal(signal.SIGINT, self._handler)
+
+    def _trace(self, frame: FrameType, event: str, _: Any) -> Any:
+        file = frame.f_code.co_filename
+        if not file.startswith(_PACKAGE) or file.endswith("waiting.py"):
+            # There one line is run again and again, for as long as it takes.
+            return None
+        # An interpreter that is interrupted right before or after an exception is caught forgets that it was.
+        is_catching = sys.exc_info()[0] or linecache.getline(file, frame.f_lineno).lstrip().startswith(("except", "with"))
+        if event == "line" and not is_catching:
+            self._left -= 1
+            if not self._left:
+                sys.settrace(None)
+                signal.raise_signal(signal.SIGINT)
+        return self._trace
+
+
+def interruptions(num_whole: int = 10) -> Iterator[Interruption]:
+    """One for each line. How many lines there are depends on who is how quick: it ends when some have met none."""
+    at = 0
+    while num_whole:
+        at += 1
+        interruption = Interruption(at)
+        yield interruption
+        num_whole -= interruption._left > 0
+
+
+def told(result: Any) -> Any:
+    """Index, seed and step of each sub-env; one that was interrupted is built anew, and counts its episodes anew."""
+    return result[0][:, [0, 1, 3]].tolist()
+
+
+@interrupted
+def test_in_a_step(engine: Engine) -> None:
+    """No result is wrong."""
+    with closing(engine.make(FNS)) as envs, closing(PlainLoop(FNS)) as loop:
+        for seed, interruption in enumerate(interruptions()):
+            assert told(envs.reset(seed=seed)) == told(loop.reset(seed=seed))
+            due = [told(loop.step(list(ACTIONS))) for _ in range(2)]
+            with suppress(KeyboardInterrupt), interruption:
+                assert told(envs.step(ACTIONS)) == due[0]
+            with suppress(NoAsyncCallError, WorkerLostError):
+                assert told(envs.step_wait(timeout=20)) == due[0]
+            with suppress(ResetNeeded, WorkerLostError):
+                assert told(envs.step(ACTIONS)) in due
+
+
+@interrupted
+def test_in_a_reset(engine: Engine) -> None:
+    """It can be waited for, or made once more; then all is as if nothing had been."""
+    with closing(engine.make(FNS)) as envs, closing(PlainLoop(FNS)) as loop:
+        for seed, interruption in enumerate(interruptions()):
+            due = told(loop.reset(seed=seed))
+            with suppress(KeyboardInterrupt), interruption:
+                assert told(envs.reset(seed=seed)) == due
+            with suppress(NoAsyncCallError):
+                assert told(envs.reset_wait(timeout=20)) == due
+            assert told(envs.reset(seed=seed)) == due
+            assert told(envs.step(ACTIONS)) == told(loop.step(list(ACTIONS)))
+
+
+@pytest.mark.parametrize("called", ["send", "recv"])
+@each(named("async", "async-pipe", "async-caller-each", "async-concurrency"))
+def test_in_partial_batches(engine: Engine, called: str) -> None:
+    """What was sent is received, or nothing was sent; no result is wrong or comes twice."""
+    with closing(engine.make(FNS, batch_size=1)) as envs:
+        for interruption in interruptions():
+            envs.reset(seed=5)
+            due = {0, 1, 2}
+            with suppress(KeyboardInterrupt):
+                if called == "send":
+                    with interruption:
+                        envs.send(ACTIONS, np.arange(3))
+                else:
+                    envs.send(ACTIONS, np.arange(3))
+                    with interruption:
+                        due -= check_received(envs.recv(timeout=20), due)
+            with suppress(NoAsyncCallError, ResetNeeded, WorkerLostError):
+                while due:
+                    due -= check_received(envs.recv(timeout=20), due)
+            assert called == "recv" or len(due) in (0, 3)
+
+
+def check_received(result: Any, due: set[int]) -> set[int]:
+    """The sub-envs that have made their first step, which are among those that are due."""
+    indices = result[4]["env_id"].tolist()
+    assert told(result) == [[index, 5 + index, 1] for index in indices]
+    assert set(indices) <= due
+    return set(indices)
