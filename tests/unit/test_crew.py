@@ -289,7 +289,7 @@ def test_the_caller_is_a_worker_too() -> None:
     for worker in (inline, other):
         crew.attach(worker, Batch(*description.spaces[0], 2), None)
     other.answer()
-    assert {take(crew)[1] for _ in range(2)} == {Verb.ATTACH}
+    assert take(crew)[:2] == (other, Verb.ATTACH)
     crew.ask([(inline, Verb.RESET, RESET), (other, Verb.RESET, RESET)])
     assert isinstance(take(crew)[2], Outcome)
     crew.end(0.0, forced=True)

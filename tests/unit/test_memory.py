@@ -137,17 +137,19 @@ def test_attaching_keeps_no_descriptor(by_descriptor: bool) -> None:
 
 @pytest.mark.parametrize("by_descriptor", [True, False])
 @pytest.mark.parametrize("size", [2**62, 2**70])
-def test_a_block_that_cannot_be_had_leaves_nothing(by_descriptor: bool, size: int) -> None:
+def test_a_block_that_cannot_be_had_leaves_nothing(
+    by_descriptor: bool, size: int, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
     """More memory than there can be raises, and leaves neither a descriptor nor a file."""
-    before = leftovers(), descriptors()
+    monkeypatch.setattr("rayvec.local.memory._memory_folder", lambda: str(tmp_path))
+    before = descriptors()
     with pytest.raises((OSError, OverflowError, ValueError, MemoryError)):
         SharedBlock(size, by_descriptor)
-    left = leftovers() - before[0], descriptors() - before[1]
-    for path in left[0]:
-        Path(path).unlink()
-    for descriptor in left[1]:
+    left = descriptors() - before
+    for descriptor in left:
         os.close(descriptor)
-    assert left == (set(), set())
+    assert not left
+    assert list(tmp_path.iterdir()) == []
 
 
 def by_name(monkeypatch: pytest.MonkeyPatch) -> list[str]:
