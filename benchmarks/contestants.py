@@ -7,7 +7,7 @@ long to step; it answers with a line for each turn ::
       | {"contestant": ..., "work": ..., "num_envs": ...} ->    builds, resets, warms up
       |                                        <- {"start": 0.31}
       | 0.4 ->                                                  steps for 0.4 s
-      |                                        <- {"rate": 181234.5}
+      |                                        <- {"rate": 181234.5}     one with stopwatches: {"rate": ..., "parts": ...}
       | end of file ->                                          closes, ends
 
 While one steps, the others sleep in a read.
@@ -26,7 +26,6 @@ import pkgutil
 import sys
 import time
 import warnings
-from abc import ABC, abstractmethod
 from collections.abc import Callable, Sequence
 from contextlib import closing
 from dataclasses import dataclass
@@ -34,28 +33,24 @@ from typing import Any, Protocol, TextIO, cast
 
 import gymnasium
 import numpy as np
-from gymnasium.vector import AutoresetMode
-from numpy.typing import NDArray
+from accounting import Accounted
 from works import EnvFn, Work
 
-from rayvec.batch import Batch
 from rayvec.local import bells
-from rayvec.measuring import BareLoop, Rated, Turn, random_actions
-from rayvec.sub_envs import SubEnvs
+from rayvec.measuring import BareLoop, Turn, random_actions
 
 STEPS = 499
 """Steps until actions are repeated."""
 
 BARE = "bare loop"
-FREE = "bare loops, one on each core"
 LOCKSTEP = "bare loops that meet after each step"
-SHARE = "rayvec's rows alone, a core's share"
 RUNG_FOR = "bare steps, a process each, rung for by eventfd"
 COPIES = "bare copies, into rows and out"
 GYMNASIUM_SYNC, GYMNASIUM_ASYNC = "Gymnasium sync", "Gymnasium async"
 SYNC, ASYNC = "rayvec sync", "rayvec async, one process each"
 WORKERS, CALLER = "rayvec async, a process a core", "rayvec async, with the caller"
 TUNED = "rayvec auto"
+ACCOUNTED = "rayvec async, with the caller and stopwatches"
 RAY, RAY_STORE = "rayvec Ray, an actor a core", "rayvec Ray, the same, object store"
 RAY_EACH, RAY_PLAIN = "rayvec Ray, an actor each", "plain Ray calls, an actor each"
 
@@ -131,8 +126,10 @@ class EnvPool:
         self._envs.step(actions.astype(self._dtype, copy=False))
 
 
-class BareLoops(ABC):
-    """A bare loop in each of some processes, this one among them, which go through rounds together: no data moves.
+class Lockstep:
+    """A bare loop in each of some processes, this one among them, which meet after each step: no data moves.
+
+    What keeps these from the ideal keeps every engine from it.
 
     Args:
         work: what is stepped.
@@ -141,7 +138,7 @@ class BareLoops(ABC):
     """
 
     NAP = 1e-3
-    """Seconds that a process sleeps at a time once there was no round in a while."""
+    """Seconds that a process sleeps at a time once there was no step in a while."""
     LOOKS = 20_000
     """That a while is, in looks."""
 
@@ -151,40 +148,31 @@ class BareLoops(ABC):
         space = work.env_fn().action_space
         self._table = random_actions(space, num_envs, STEPS, bare=True)
         self._turn = self._turn_of(0)
-        # Rounds that each has finished, or begun in the case of this process: on cache lines of their own.
+        # Steps that each has made, or begun in the case of this process: on cache lines of their own.
         self._counts = memoryview(mmap.mmap(-1, mmap.PAGESIZE)).cast("q")
-        # What they tell each other besides.
-        self._numbers: NDArray[np.float64] = np.frombuffer(mmap.mmap(-1, mmap.PAGESIZE), np.float64)
         fork = multiprocessing.get_context("fork")
         self._others = [fork.Process(target=self._follow, args=(rank,), daemon=True) for rank in range(1, cores)]
         for process in self._others:
             process.start()
 
-    @abstractmethod
-    def _do(self, rank: int, turn: Turn) -> None:
-        """The part of process ``rank`` in a round."""
-
     def reset(self, *, seed: int) -> None:
         """Waits for the others, whose envs are reset by then, as these are."""
         self.step(None)
 
-    @abstractmethod
     def step(self, _: object) -> None:
-        """A step, or as little as there is."""
+        """Steps the own share while the others step theirs, and waits for them."""
+        counts, due = self._counts, self._counts[0] + 1
+        counts[0] = due
+        self._turn.rate(0.0)
+        for rank in range(1, len(self._shares)):
+            while counts[8 * rank] != due:
+                pass
 
     def close(self) -> None:
         """Ends the other processes."""
         for process in self._others:
             process.kill()
             process.join()
-
-    def _go_round(self) -> None:
-        counts, due = self._counts, self._counts[0] + 1
-        counts[0] = due
-        self._do(0, self._turn)
-        for rank in range(1, len(self._shares)):
-            while counts[8 * rank] != due:
-                pass
 
     def _follow(self, rank: int) -> None:
         turn = self._turn_of(rank)
@@ -195,7 +183,7 @@ class BareLoops(ABC):
                 looks -= 1
                 if looks < 0:
                     time.sleep(self.NAP)
-            self._do(rank, turn)
+            turn.rate(0.0)
             done += 1
             counts[8 * rank] = done
 
@@ -204,66 +192,6 @@ class BareLoops(ABC):
         loop = BareLoop([self._work.env_fn] * len(share))
         loop.reset(seed=int(share[0]))
         return Turn(loop.step, [[actions[index] for index in share] for actions in self._table], len(share))
-
-
-class Lockstep(BareLoops):
-    """They meet after each step. What keeps these from the ideal keeps every engine from it."""
-
-    def step(self, _: object) -> None:
-        """Steps the own share while the others step theirs, and waits for them."""
-        self._go_round()
-
-    def _do(self, rank: int, turn: Turn) -> None:
-        turn.rate(0.0)
-
-
-class FreeLoops(BareLoops):
-    """They do not meet: what the cores can do while all of them are busy."""
-
-    def rate(self, seconds: float) -> float:
-        """Env steps a second of all, over so many seconds."""
-        self._numbers[0] = seconds
-        self._go_round()
-        return float(self._numbers[1 : len(self._shares) + 1].sum())
-
-    def step(self, _: object) -> None:
-        """A step of each process."""
-        self.rate(0.0)
-
-    def _do(self, rank: int, turn: Turn) -> None:
-        self._numbers[rank + 1] = turn.rate(float(self._numbers[0]))
-
-
-class RowsAlone:
-    """What rayvec does for each sub-env, and nothing around it, for as many as fall to a core.
-
-    Args:
-        work: what is stepped.
-        num_envs: how many of it.
-        cores: that they are shared among.
-    """
-
-    def __init__(self, work: Work, num_envs: int, cores: int) -> None:
-        self._num_envs = -(-num_envs // cores)
-        sub_envs = SubEnvs.build(lambda: [work.env_fn] * self._num_envs, 0, AutoresetMode.NEXT_STEP)
-        assert isinstance(sub_envs, SubEnvs)
-        self._sub_envs = sub_envs
-        self._batch = Batch(*sub_envs.spaces(), self._num_envs)
-        sub_envs.attach(self._batch, 0, settles=True)
-        self.rate = Turn(self.step, random_actions(sub_envs.spaces()[1], self._num_envs, STEPS), self._num_envs).rate
-
-    def reset(self, *, seed: int) -> None:
-        """Resets all."""
-        self._sub_envs.reset([seed + row for row in range(self._num_envs)], None, None)
-
-    def step(self, actions: Any) -> None:
-        """Steps them."""
-        self._batch.place_actions(actions)
-        self._sub_envs.step()
-
-    def close(self) -> None:
-        """Closes the envs."""
-        self._sub_envs.close()
 
 
 class RungFor:
@@ -421,9 +349,8 @@ def contestants(cores: int) -> dict[str, Contestant]:
     """All of them, in the order in which they are shown; those with workers have one for each of ``cores``."""
     return {
         BARE: Contestant(lambda work, num_envs: BareLoop([work.env_fn] * num_envs)),
-        FREE: Contestant(lambda work, num_envs: FreeLoops(work, num_envs, cores)),
         LOCKSTEP: Contestant(lambda work, num_envs: Lockstep(work, num_envs, cores)),
-        SHARE: Contestant(lambda work, num_envs: RowsAlone(work, num_envs, cores)),
+        ACCOUNTED: Contestant(lambda work, num_envs: Accounted(work, num_envs, max(2, cores))),
         RUNG_FOR: Contestant(RungFor),
         COPIES: Contestant(Copies),
         GYMNASIUM_SYNC: Contestant(_of_class("gymnasium.vector:SyncVectorEnv")),
@@ -456,19 +383,19 @@ def serve(told: dict[str, Any], requests: TextIO, answers: TextIO) -> None:
         stepped.reset(seed=0)
         report = getattr(stepped, "tuning", None)
         answer: dict[str, Any] = {"start": time.perf_counter() - started, "choice": report and str(report.choice)}
-        turn: Rated
-        if isinstance(stepped, FreeLoops | RowsAlone):
-            turn = stepped
-        else:
-            env = work.env_fn()
-            turn = Turn(stepped.step, random_actions(env.action_space, num_envs, STEPS, bare=name == BARE), num_envs)
-            env.close()
+        env = work.env_fn()
+        turn = Turn(stepped.step, random_actions(env.action_space, num_envs, STEPS, bare=name == BARE), num_envs)
+        env.close()
         while True:
             print(json.dumps(answer), file=answers, flush=True)
             request = requests.readline()
             if not request:
                 return
-            answer = {"rate": turn.rate(float(request))}
+            if isinstance(stepped, Accounted):
+                rate, parts = stepped.account(turn, float(request))
+                answer = {"rate": rate, "parts": parts._asdict()}
+            else:
+                answer = {"rate": turn.rate(float(request))}
 
 
 def main() -> None:

@@ -5,24 +5,23 @@ from __future__ import annotations
 import math
 import statistics
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import NamedTuple
 
 import numpy as np
 from contestants import (
+    ACCOUNTED,
     ASYNC,
     BARE,
     CALLER,
     COPIES,
-    FREE,
     GYMNASIUM_ASYNC,
     GYMNASIUM_SYNC,
     LOCKSTEP,
     OURS,
     RAY,
     RUNG_FOR,
-    SHARE,
     SYNC,
     TUNED,
     WORKERS,
@@ -50,6 +49,7 @@ class Measured:
         commit: that was measured.
         rounds: turns that each got.
         seconds: that a turn took.
+        parts: what the time of each round of ``ACCOUNTED`` was spent on: :class:`accounting.Parts`.
     """
 
     work: str
@@ -62,6 +62,7 @@ class Measured:
     commit: str
     rounds: int
     seconds: float
+    parts: list[dict[str, float]] = field(default_factory=list)
 
     def rates_of(self, name: str) -> list[float] | None:
         """Of a contestant, of ``IDEAL`` or of ``BEST``; None: it took no part."""
@@ -158,17 +159,19 @@ def verdicts_of(rows: Rows) -> list[Verdict]:
     return verdicts
 
 
-PARTS = ("the envs themselves", "cores slowed by each other", "meeting after each step", "rows, flags, checks", "the rest")
+PARTS = ("the envs", "their code, slower than alone", "rows, flags, infos", "the caller alone", "waiting for each other")
 
 
 def parts_of(row: Measured) -> list[float] | None:
-    """What the time of a step of ``BEST`` goes into, as shares of it, in the order of ``PARTS``; None: not measured."""
-    of_ideal, of_free, of_lockstep = (row.ratio(BEST, base) for base in (IDEAL, FREE, LOCKSTEP))
-    of_bare, of_rows = row.ratio(BEST, BARE), row.ratio(BEST, SHARE)
-    if of_ideal is None or of_free is None or of_lockstep is None or of_bare is None or of_rows is None:
+    """What the cores' time in steps of ``CALLER`` goes into, as shares of it, in the order of ``PARTS``; None: not measured."""
+    rates, ideal = row.rates_of(ACCOUNTED), row.rates_of(IDEAL)
+    if rates is None or ideal is None or not row.parts:
         return None
-    parts = [of_ideal, of_free - of_ideal, of_lockstep - of_free, (of_rows - of_bare) / row.cores]
-    return [*parts, 1 - sum(parts)]
+    rounds = [
+        (rate / most, parts["envs"] - rate / most, parts["rows"], parts["caller"], parts["waiting"])
+        for rate, most, parts in zip(rates, ideal, row.parts, strict=True)
+    ]
+    return [statistics.median(shares) for shares in zip(*rounds, strict=True)]
 
 
 def sweep_of(rows: Rows) -> list[Measured]:
@@ -207,7 +210,7 @@ def spread_of(rates: Sequence[float]) -> float:
 def _lines_of(row: Measured) -> list[tuple[str, ...]]:
     """Contestant by contestant, what the columns hold; the ideal at the end."""
     lines = []
-    for name in [*(name for name in row.rates if name != BARE), IDEAL]:
+    for name in [*(name for name in row.rates if name not in (BARE, ACCOUNTED)), IDEAL]:
         rates = row.rates_of(name)
         assert rates is not None
         share = row.ratio(name, IDEAL)
@@ -255,7 +258,7 @@ def verdict_table(rows: Rows) -> Table:
 
 def parts_table(rows: Rows) -> Table:
     """What steps are spent on, as far as it was measured, as a table to print."""
-    table = Table(title=f"what the time of {BEST} goes into", title_justify="left")
+    table = Table(title=f"what the time of {CALLER} goes into", title_justify="left")
     for heading in ("work", *PARTS):
         table.add_column(heading, justify="left" if heading == "work" else "right")
     for line in _part_lines(rows):
@@ -299,14 +302,15 @@ def page_of(facts: Mapping[str, str], rows: Rows, has_plot: bool) -> str:
     if lines:
         page += [
             "## Where the time goes",
-            f"Of the time of a step of the {BEST}:",
+            f"Of the time of the cores in a step of {CALLER}, by stopwatches within (medians of the rounds):",
             _markdown(["work", *PARTS], lines),
-            "Each part is a difference between two contestants, as medians of the rounds' ratios: the bare loop times the "
-            f"cores; *{FREE}*, which do not wait for each other (two cores that are busy at once may be slower than one "
-            f"that is alone); *{LOCKSTEP}* (one that the machine lends to others for a moment, or that has one more env to "
-            f"reset, holds the other up); *{SHARE}*, in one process. The rest is the caller's: checking the call, placing "
-            "actions, ringing and hearing bells, handing out copies; and what all that has made the envs' own code find "
-            "cold. Where the machine's speed changes within a round a part may come out below nothing.",
+            "*The envs* is the share of the ideal, as in the bare loop of the same round. *Their code, slower than alone*: the "
+            "same code in caller and worker, where it finds its memory cold, and beside another core that is busy. *Rows, "
+            "flags, infos*: all around each env, the stopwatch (0.3 µs) included. *The caller alone*: checking the call, "
+            "placing actions, ringing bells; taking rings, merging infos, handing out copies; all cores have that time. "
+            "*Waiting for each other*: a core that has ended its share, or has not heard yet that it may begin; one that the "
+            "machine lends to others for a moment, or that has one more env to reset, holds the other up, as it does the loops "
+            "that do nothing but meet.",
         ]
     if has_plot:
         page += [

@@ -27,9 +27,9 @@ from typing import Any
 
 import gymnasium  # noqa: F401 - fails here, and not in every process, where it is missing
 from contestants import (
+    ACCOUNTED,
     BARE,
     COPIES,
-    FREE,
     GYMNASIUM_ASYNC,
     GYMNASIUM_SYNC,
     LOCKSTEP,
@@ -39,7 +39,6 @@ from contestants import (
     RAY_PLAIN,
     RAY_STORE,
     RUNG_FOR,
-    SHARE,
     TUNED,
     WORKERS,
 )
@@ -58,7 +57,6 @@ CLOSING = 60.0
 """Seconds that a contestant has to close its envs."""
 
 MEASURES = (BARE, LOCKSTEP, GYMNASIUM_SYNC, GYMNASIUM_ASYNC)
-PIECES = (FREE, SHARE)
 PEERS = ("SB3 DummyVecEnv", "SB3 SubprocVecEnv", "tianshou DummyVectorEnv", "tianshou ShmemVectorEnv", "EnvPool (C++)")
 SWEEP = (0, 1, 2, 3, 5, 10, 20, 50, 100, 300, 1000)
 """Step costs of the busy env, in microseconds."""
@@ -86,17 +84,17 @@ def rows_of(costs: Iterable[float]) -> dict[str, Row]:
     wide = Work("210×160×3 observation, no work", kwargs={"loops": 0, "shape": (210, 160, 3), "dtype": "uint8"})
     everyone = (*MEASURES, *OURS, TUNED, *PEERS)
     rows = {
-        "cartpole-8": Row(cart_pole, 8, (*PIECES, RUNG_FOR, *everyone)),
-        "cartpole-64": Row(cart_pole, 64, (*PIECES, RUNG_FOR, *everyone)),
-        "halfcheetah-16": Row(cheetah, 16, (*PIECES, *everyone)),
-        "breakout-16": Row(breakout, 16, (*PIECES, *everyone)),
+        "cartpole-8": Row(cart_pole, 8, (RUNG_FOR, ACCOUNTED, *everyone)),
+        "cartpole-64": Row(cart_pole, 64, (RUNG_FOR, ACCOUNTED, *everyone)),
+        "halfcheetah-16": Row(cheetah, 16, (ACCOUNTED, *everyone)),
+        "breakout-16": Row(breakout, 16, (ACCOUNTED, *everyone)),
         "wide-16": Row(wide, 16, (COPIES, *everyone)),
         "ray-64": Row(cart_pole, 64, (*MEASURES, WORKERS, RAY, RAY_STORE)),
         "ray-8": Row(cart_pole, 8, (*MEASURES, WORKERS, RAY_EACH, RAY_PLAIN)),
     }
     for cost in costs:
         busy = Work(f"busy env, {cost:g} µs a step" if cost else "env without work", kwargs={"loops": loops_for(cost)})
-        rows[f"busy-{cost:g}"] = Row(busy, 64, (*PIECES, *MEASURES, *OURS, TUNED, RAY))
+        rows[f"busy-{cost:g}"] = Row(busy, 64, (ACCOUNTED, *MEASURES, *OURS, TUNED, RAY))
     return rows
 
 
@@ -113,11 +111,13 @@ class Process:
 
     Attributes:
         choice: what it has chosen, if it had to; known once it has started.
+        parts: what the time of each turn was spent on, if it knows.
     """
 
     def __init__(self, name: str, row: Row, cores: int) -> None:
         self._name = name
         self.choice: str | None = None
+        self.parts: list[dict[str, float]] = []
         self._folder = tempfile.TemporaryDirectory(prefix="rayvec-benchmark-", ignore_cleanup_errors=True)
         self._errors = Path(self._folder.name, "errors").open("w+", encoding="utf-8", errors="replace")  # noqa: SIM115
         self._process = subprocess.Popen(
@@ -141,7 +141,10 @@ class Process:
     def rate(self, seconds: float) -> float:
         """Env steps a second over about so many seconds."""
         self._tell(f"{seconds}")
-        return float(self._answer("rate")["rate"])
+        told = self._answer("rate")
+        if "parts" in told:
+            self.parts.append(told["parts"])
+        return float(told["rate"])
 
     def close(self) -> None:
         """Ends it."""
@@ -205,7 +208,8 @@ def measure(row: Row, rounds: int, seconds: float, tick: Callable[[], None]) -> 
             starts |= {name: processes[name].start() for name in together if name in processes}
         rates = take_turns({name: processes[name] for name in row.entered if name in processes}, rounds, seconds, tick)
         choice = processes[TUNED].choice if TUNED in processes else None
-    return Measured(row.work.name, row.num_envs, cores, rates, starts, absent, choice, commit(), rounds, seconds)
+        parts = processes[ACCOUNTED].parts[-rounds:] if ACCOUNTED in processes else []
+    return Measured(row.work.name, row.num_envs, cores, rates, starts, absent, choice, commit(), rounds, seconds, parts)
 
 
 # --- the command line ---------------------------------------------------------------------------------------

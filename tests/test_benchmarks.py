@@ -76,6 +76,32 @@ def test_it_measures_every_engine_and_writes_the_page(tmp_path: Path) -> None:
     assert (tmp_path / "performance.png").stat().st_size > 10_000
 
 
+def test_it_tells_where_the_time_goes(tmp_path: Path) -> None:
+    """The parts that stopwatches find make up the whole, and each is something."""
+    stopwatches = "rayvec async, with the caller and stopwatches"
+    options = ["--only", "busy-20", "--contestants", stopwatches, "--rounds", "3", "--seconds", "0.05", "--out", str(tmp_path)]
+    ran = run("run.py", *options)
+    assert ran.returncode == 0, ran.stdout + ran.stderr
+    row = json.loads((tmp_path / "performance.json").read_text())["rows"]["busy-20"]
+    assert len(row["parts"]) == 3
+    for parts in row["parts"]:
+        assert sum(parts.values()) == pytest.approx(1)
+        assert 0 < parts["rows"] < parts["envs"] < 1
+        assert 0 < parts["caller"] < 1
+    page = (tmp_path / "performance.md").read_text(encoding="utf-8")
+    shares = [
+        statistics.median(
+            rate / (row["cores"] * bare) for rate, bare in zip(*(row["rates"][name] for name in row["rates"]), strict=True)
+        ),
+        statistics.median(parts["rows"] for parts in row["parts"]),
+    ]
+    (line,) = [
+        line for line in page.splitlines() if line.startswith("| busy env, 20 µs a step × 64 | ") and line.count("%") == 5
+    ]
+    cells = line.split(" | ")
+    assert [cells[1], cells[3]] == [f"{share:.0%}" for share in shares]
+
+
 def test_it_compares_over_ray(tmp_path: Path) -> None:
     """A Ray of its own for each contestant that needs one."""
     name = "rayvec Ray, an actor a core"
