@@ -17,7 +17,7 @@ import contextlib
 import logging
 import multiprocessing.util
 import time
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Collection, Iterable, Iterator, Mapping, Sequence
 from operator import itemgetter
 from typing import TYPE_CHECKING, Any, NamedTuple
 
@@ -158,6 +158,9 @@ class ContractVectorEnv(VectorEnv[Any, Any, Any]):
         self._timeouts = timeouts
         self._call = PendingCall(type(self).__name__)
         self._called: Sequence[int] | None = None
+        self._everybody = frozenset(workers)
+        self._asked: Collection[Worker] = self._everybody
+        """In the pending call; what others say belongs to one that has ended without them."""
         self._needs_reset = np.zeros(self.num_envs, np.bool_)
         self._has_failed = False
         self._replies: dict[Worker, Reply] = {}
@@ -297,6 +300,7 @@ class ContractVectorEnv(VectorEnv[Any, Any, Any]):
         self._reset_payloads = self._payloads_of_reset(seeds, options, mask)
         self._revived.clear()
         self._note_torn()
+        self._asked = self._reset_payloads
         with self._beginning("reset"):
             if self._recovery is not None:
                 self._recovery.begin_call()
@@ -417,6 +421,7 @@ class ContractVectorEnv(VectorEnv[Any, Any, Any]):
         if self._outputs is not None:
             self._outputs.choose()
         crew.has_told = False
+        self._asked = self._everybody
         try:
             call.begin("step")
             if rest is None:
@@ -504,7 +509,7 @@ class ContractVectorEnv(VectorEnv[Any, Any, Any]):
         self._check_all_alive("call")
         payload = CallPayload(name, args, kwargs)
         with self._beginning("call"):
-            self._crew.ask((worker, Verb.CALL, payload) for worker in self._workers)
+            self._ask_call((worker, Verb.CALL, payload) for worker in self._workers)
 
     def call_wait(self, timeout: float | None = None) -> tuple[Any, ...]:
         """Waits for a call that was started.
@@ -530,8 +535,13 @@ class ContractVectorEnv(VectorEnv[Any, Any, Any]):
         payload = CallPayload(name, args, kwargs, list(indices))
         asked = [worker for worker in self._workers if any(index in worker.envs for index in indices)]
         with self._beginning("call", payload.indices):
-            self._crew.ask((worker, Verb.CALL, payload) for worker in asked)
+            self._ask_call((worker, Verb.CALL, payload) for worker in asked)
         return list(self._finish_call())
+
+    def _ask_call(self, requests: Iterable[tuple[Worker, Verb, tuple[Any, ...]]]) -> None:
+        asked = list(requests)
+        self._asked = {worker for worker, _, _ in asked}
+        self._crew.ask(asked)
 
     def _finish_call(self, timeout: float | None = None) -> tuple[Any, ...]:
         self._collect("call", self._deadline(timeout, self._timeouts.call))
@@ -572,7 +582,7 @@ class ContractVectorEnv(VectorEnv[Any, Any, Any]):
             )
         self._check_all_alive("set_attr")
         with self._beginning("call"):
-            self._crew.ask(
+            self._ask_call(
                 (worker, Verb.SET_ATTR, SetAttrPayload(name, list(values[worker.envs.start : worker.envs.stop])))
                 for worker in self._workers
             )
@@ -651,7 +661,7 @@ class ContractVectorEnv(VectorEnv[Any, Any, Any]):
         mask[chosen] = True
         payloads = {worker: mask[worker.envs.start : worker.envs.stop].tolist() for worker in self._workers}
         with self._beginning("call"):
-            self._crew.ask((worker, Verb.GET_STATE, GetStatePayload(own)) for worker, own in payloads.items() if any(own))
+            self._ask_call((worker, Verb.GET_STATE, GetStatePayload(own)) for worker, own in payloads.items() if any(own))
         return VectorEnvState(
             version=VERSION,
             num_envs=self.num_envs,
@@ -684,7 +694,7 @@ class ContractVectorEnv(VectorEnv[Any, Any, Any]):
         found = dict(zip(state.env_ids, state.sub_envs, strict=True))
         payloads = {worker: [found.get(index) for index in worker.envs] for worker in self._workers}
         with self._beginning("call"):
-            self._crew.ask((worker, Verb.SET_STATE, SetStatePayload(own)) for worker, own in payloads.items() if any(own))
+            self._ask_call((worker, Verb.SET_STATE, SetStatePayload(own)) for worker, own in payloads.items() if any(own))
             self._needs_reset[list(state.env_ids)] = state.needs_reset
             self._has_failed = bool(self._needs_reset.any())
         self._finish_call()
@@ -718,6 +728,7 @@ class ContractVectorEnv(VectorEnv[Any, Any, Any]):
             self._recovery.release()
         for kept in (self._reset_payloads, self._replies, self._revived, self._info_rows):
             kept.clear()
+        self._asked = self._everybody = frozenset()
         _close_all(self._blocks)
         return failures
 
@@ -785,7 +796,7 @@ class ContractVectorEnv(VectorEnv[Any, Any, Any]):
                 # Started anew for this reset, and its constructor failed.
                 self._failures.append(reply)
                 crew.dismiss(worker)
-            elif crew.owes(worker) or (call == "reset" and worker not in self._reset_payloads):
+            elif crew.owes(worker) or worker not in self._asked:
                 # The start of a worker for this call, or the answer to one that has ended without it.
                 if isinstance(reply, Outcome):
                     self._note_failures(reply.failures, raised=False)

@@ -186,7 +186,7 @@ class Crew:
         self._watch(worker)
         self._drop_lines()
         if not worker.is_flushed():
-            self._writers.add(worker)
+            self._write_later(worker)
         self.num_owed += len(worker.owed) - owed
 
     def restart(self, worker: Worker, batch: Batch, block: SharedBlock | None) -> None:
@@ -257,11 +257,12 @@ class Crew:
         with self.hearing_later():
             yield
             self.is_torn = was_torn
-            self.has_told = True
+            # Within ask_step there are more to tell.
+            self.has_told = not was_torn
 
     def hearing_later(self) -> contextlib.AbstractContextManager[None]:
-        """Ctrl-C is heard at the end; at once where it might have to end what blocks."""
-        return _AT_ONCE if self._blocks else hearing_later()
+        """Ctrl-C is heard at the end, or when it comes again; at once where it might have to end what blocks."""
+        return _AT_ONCE if self._blocks else hearing_later(patient=False)
 
     def mend(self) -> None:
         """Goes on after Ctrl-C has torn a call: what has not been told to anybody is dropped."""
@@ -288,7 +289,12 @@ class Crew:
 
     def _send(self, worker: Worker, verb: Verb, prepared: Any) -> None:
         if not worker.send(verb, prepared):
-            self._writers.add(worker)
+            self._write_later(worker)
+
+    def _write_later(self, worker: Worker) -> None:
+        """Sees to what has not left yet: being polled, ``worker`` sends more."""
+        self._writers.add(worker)
+        self._ready.setdefault(worker, False)
 
     def next_reply(self, deadline: float | None, by_arrival: bool = False) -> Answer | None:
         """Waits for the next reply that says something, of any worker.
@@ -314,9 +320,9 @@ class Crew:
             if self._answer is None and self._ready:
                 worker, has_ended = next(iter(self._ready.items()))
                 # Half taken, it would be lost.
-                with _AT_ONCE if worker.is_caller or worker.blocks else hearing_later():
+                with _AT_ONCE if worker.is_caller else self.hearing_later():
                     self._answer = self._taken(worker, has_ended)
-                    self.is_waiting = self._answer is not None
+                    self.is_waiting = True
             if self._answer is not None:
                 self.is_waiting = False
                 answer, self._answer = self._answer, None
@@ -345,7 +351,7 @@ class Crew:
         if verb is Verb.START:
             self._starting.discard(worker)
             if not worker.is_flushed():
-                self._writers.add(worker)
+                self._write_later(worker)
             self._watch(worker)
         if self._queue:
             self._send_queued()
@@ -384,14 +390,14 @@ class Crew:
         self._note_readable(timeout)
         if self._ready:
             return
+        # However short the time is, they send more.
+        self._ready.update(dict.fromkeys(self._writers, False))
         if deadline is not None and time.monotonic() >= deadline:
             raise CallTimeoutError("out of time")
         now = time.monotonic()
         self._ready.update(
             (worker, False) for worker in self._starting if worker.patience is not None and worker.patience <= now
         )
-        # Being polled, they send more.
-        self._ready.update(dict.fromkeys(self._writers, False))
 
     def note_arrivals(self) -> None:
         """Notes who has answered by now; those who answer later stand behind them.

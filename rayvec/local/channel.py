@@ -28,7 +28,6 @@ from typing import Final
 
 from rayvec.local import bells
 from rayvec.local.bells import Bells
-from rayvec.local.starting import hearing_later
 from rayvec.local.waiting import Lamp
 
 __all__ = ["EMPTY", "CallerChannel", "Frame", "WorkerChannel"]
@@ -254,7 +253,6 @@ class CallerChannel:
         self._outbox: deque[memoryview] = deque()
         self._riders: Sequence[int] = ()
         """File descriptors that go with what leaves next."""
-        self._is_held = False
         self._inbox = bytearray()
         self._body: memoryview | None = None
         self._filled = 0
@@ -341,18 +339,9 @@ class CallerChannel:
         """Keeps the first frame, and file descriptors with it, until the next is posted or until :meth:`flush`."""
         self._outbox.extend(memoryview(part) for part in _framed(code, parts))
         self._riders = descriptors
-        self._is_held = True
 
     def flush(self) -> bool:
         """Sends what is left in the outbox; returns whether it is empty now. Raises EOFError."""
-        if not self._is_held:
-            return self._flush()
-        # Ctrl-C must not lose it: nobody would send it again.
-        with hearing_later():
-            self._is_held = False
-            return self._flush()
-
-    def _flush(self) -> bool:
         try:
             while self._outbox:
                 item, riders = self._outbox.popleft(), self._riders
@@ -365,6 +354,7 @@ class CallerChannel:
                 if sent < len(item):
                     self._outbox.appendleft(item[sent:])
         except OSError:
+            self._outbox.clear()
             raise EOFError from None
         finally:
             if self._bells is not None:

@@ -6,6 +6,7 @@ frames into replies; rows lie in shared memory, or travel in the frames where th
 
 from __future__ import annotations
 
+import contextlib
 from collections import deque
 from collections.abc import Sequence
 from typing import Any
@@ -78,7 +79,9 @@ class ChannelLine:
         """The reply to the oldest request in ``owed``, if it is here. Raises EOFError when the worker is gone."""
         channel = self._channel
         if not channel.is_flushed:
-            channel.flush()
+            # Its last words may be there.
+            with contextlib.suppress(EOFError):
+                channel.flush()
         while (frame := self._frame or channel.poll()) is not None:
             # Kept until it is decoded, in case Ctrl-C comes meanwhile.
             self._frame = frame

@@ -255,6 +255,9 @@ class Session:
             descriptor, pair = None, []
             if block[0] is None:
                 assert self._channel is not None
+                if not self._channel.descriptors:
+                    # This process may have no more.
+                    raise EOFError
                 descriptor, *pair = self._channel.descriptors
             buffer = SharedBlock.attach(block, descriptor)
         observation_space, action_space = self._sub_envs.spaces() if spaces is None else serialise.loads(spaces)

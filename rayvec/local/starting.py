@@ -85,13 +85,20 @@ def starting_quietly() -> Iterator[None]:
 
 
 class hearing_later:  # noqa: N801 - used as a function is
-    """Calls the handler of Ctrl-C at the end, if it came: the mask of one thread keeps nothing from the others."""
+    """Calls the handler of Ctrl-C at the end, if it came: the mask of one thread keeps nothing from the others.
 
-    __slots__ = ("_handler", "_heard")
+    Args:
+        patient: also where it came twice; else the second one is heard at once.
+    """
 
-    def __enter__(self) -> None:
+    __slots__ = ("_handler", "_heard", "_patient")
+
+    def __init__(self, patient: bool = True) -> None:
+        self._patient = patient
         self._handler: Any = None
         self._heard: tuple[Any, ...] | None = None
+
+    def __enter__(self) -> None:
         handler = _signal.getsignal(_SIGINT)
         if callable(handler) and threading.get_ident() == threading.main_thread().ident:
             self._handler = handler
@@ -107,7 +114,11 @@ class hearing_later:  # noqa: N801 - used as a function is
                 handler(*self._heard)
 
     def _hear(self, *arguments: Any) -> None:
-        self._heard = arguments
+        if self._heard is None or self._patient:
+            self._heard = arguments
+        else:
+            self._heard = None
+            self._handler(*arguments)
 
 
 @contextlib.contextmanager
@@ -137,7 +148,9 @@ def _in_forked_process() -> None:
             gc.enable()
         _paused.clear()
     if _handlers:
-        signal.signal(signal.SIGINT, _handlers.pop())
+        # The first is the caller's; others hear later for each other.
+        signal.signal(signal.SIGINT, _handlers[0])
+        _handlers.clear()
 
 
 if hasattr(os, "register_at_fork"):

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import linecache
+import os
 import signal
 import sys
 from collections.abc import Iterator
@@ -19,6 +20,7 @@ from gymnasium.error import NoAsyncCallError, ResetNeeded
 
 import rayvec
 from rayvec import WorkerLostError
+from rayvec.local.starting import hearing_later
 from rayvec.testing import CountingEnv, PlainLoop
 
 if TYPE_CHECKING:
@@ -30,7 +32,20 @@ FNS = [partial(CountingEnv, index=index, episode_length=50) for index in range(3
 ACTIONS = np.zeros(3, np.int64)
 _PACKAGE = str(Path(rayvec.__file__).parent)
 
-interrupted = each(named("async-workers-2", "async-pipe-workers-2", "async-caller", "async-outputs", "async-concurrency"))
+PIPE_AND_CALLER = Engine(
+    "async-pipe-caller",
+    rayvec.AsyncVectorEnv,
+    {"num_workers": 2, "shared_memory": False, "step_in_caller": True},
+    num_workers=2,
+    in_caller=True,
+)
+
+interrupted = each(
+    [
+        *named("async-workers-2", "async-pipe-workers-2", "async-caller", "async-outputs", "async-concurrency"),
+        PIPE_AND_CALLER,
+    ]
+)
 
 
 class Interruption:
@@ -129,6 +144,47 @@ def test_in_partial_batches(engine: Engine, called: str) -> None:
                 while due:
                     due -= check_received(envs.recv(timeout=20), due)
             assert called == "recv" or len(due) in (0, 3)
+
+
+def test_what_comes_late_is_no_part_of_another_call() -> None:
+    """A worker's step that nobody waits for any more stays out of a call of other workers."""
+    fns = [partial(CountingEnv, index=index, infos="rich") for index in range(3)]
+    with closing(rayvec.AsyncVectorEnv(fns, shared_memory=False)) as envs:
+        envs.reset(seed=5)
+        for interruption in interruptions():
+            envs.step_async(ACTIONS)
+            with suppress(KeyboardInterrupt), interruption:
+                envs.step_wait()
+            with suppress(NoAsyncCallError):
+                envs.step_wait()
+            for index in range(3):
+                state = envs.get_state([index])
+                assert state.env_ids == (index,)
+                assert [type(sub_env).__name__ for sub_env in state.sub_envs] == ["SubEnvState"]
+            envs.reset(seed=5)
+
+
+def test_twice_is_heard_at_once() -> None:
+    """Where it is held back, a second one is not, unless nothing may be interrupted; a forked process has the caller's."""
+    heard: list[str] = []
+    before = signal.signal(signal.SIGINT, lambda *_: heard.append("it"))
+    try:
+        for patient, due in [(True, [0, 0, 1]), (False, [0, 1, 1])]:
+            heard.clear()
+            counts = []
+            with hearing_later(patient):
+                for _ in range(2):
+                    signal.raise_signal(signal.SIGINT)
+                    counts.append(len(heard))
+            assert [*counts, len(heard)] == due
+        with hearing_later(), hearing_later():
+            pid = os.fork()
+            if not pid:
+                signal.raise_signal(signal.SIGINT)
+                os._exit(len(heard))
+            assert os.waitstatus_to_exitcode(os.waitpid(pid, 0)[1]) == 2
+    finally:
+        signal.signal(signal.SIGINT, before)
 
 
 def check_received(result: Any, due: set[int]) -> set[int]:

@@ -337,6 +337,32 @@ def test_its_own_children_do_not_hide_its_end(engine: Engine, tmp_path: Path) ->
             wait_until_gone([grandchild], 5)
 
 
+class Slow:
+    """Takes its time to be pickled."""
+
+    def __reduce__(self) -> Any:
+        time.sleep(0.1)
+        return int, ()
+
+
+@each(SEVERAL)
+def test_cannot_be_built_when_it_is_started_again(engine: Engine, tmp_path: Path) -> None:
+    """Its constructor's own error is raised, though the worker has ended before it was told of its memory."""
+    envs_log, flag = tmp_path / "log", tmp_path / "flag"
+
+    def env_fn() -> CountingEnv:
+        if flag.exists():
+            raise LookupError("not again")
+        return CountingEnv(index=LAST, log=envs_log)
+
+    with closing(engine.make([*counting(log=envs_log)[:LAST], env_fn])) as envs:
+        envs.reset(seed=1)
+        flag.touch()
+        kill(pid_of(envs_log, LAST))
+        with pytest.raises(LookupError, match="not again"):
+            envs.reset(options={"slow": Slow()})
+
+
 @each([*FEW, *START_METHODS], needs="in_processes")
 def test_dies_in_the_constructor(engine: Engine, tmp_path: Path) -> None:
     """The vector env's constructor tells of it, and leaves nothing behind."""

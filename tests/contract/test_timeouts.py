@@ -85,6 +85,24 @@ def test_step(engine: Engine, tmp_path: Path) -> None:
             assert_same(loop.step(ACTIONS), envs.step(ACTIONS), "step")
 
 
+@each(ENGINES, needs="can_time_out")
+@pytest.mark.parametrize("masked", [False, True])
+def test_the_first_reset_is_polled_for(engine: Engine, masked: bool) -> None:
+    """However short the waits are, it comes to its end: workers are still given their memory then."""
+    fns = [partial(CountingEnv, index=index, infos="rich", episode_length=3) for index in range(NUM_ENVS)]
+    options = {"reset_mask": np.array([True, False, False, True])} if masked else None
+    with closing(PlainLoop(fns)) as loop, closing(engine.make(fns)) as envs:
+        envs.reset_async(seed=1, options=options)
+        end = time.monotonic() + 30
+        while True:
+            try:
+                result = envs.reset_wait(timeout=0)
+                break
+            except CallTimeoutError:
+                assert time.monotonic() < end
+        assert_same(loop.reset(seed=1, options=options), result, "reset")
+
+
 @each(FEW, needs="can_time_out")
 def test_reset(engine: Engine, tmp_path: Path) -> None:
     """So does a reset; a masked one stays masked."""

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import os
 import select
-import signal
 import socket
 import struct
 import threading
@@ -236,32 +235,6 @@ def test_the_first_frame_waits_for_another_and_brings_descriptors(
     for index, descriptor in enumerate(ends.worker.descriptors):
         assert os.pread(descriptor, 100, 0) == b"file %d" % index
     for descriptor in [*files, *ends.worker.descriptors]:
-        os.close(descriptor)
-
-
-@pytest.mark.parametrize("moment", ["before", "after"])
-def test_ctrl_c_does_not_lose_the_first_frame(ends: Ends, moment: str) -> None:
-    """It is heard when that frame has left: nobody would send it once more."""
-    real = socket.send_fds
-
-    def interrupted(*arguments: Any) -> int:
-        if moment == "before":
-            signal.raise_signal(signal.SIGINT)
-        sent = real(*arguments)
-        if moment == "after":
-            signal.raise_signal(signal.SIGINT)
-        return sent
-
-    file = os.memfd_create("one")
-    ends.caller.hold(2, b"token", descriptors=[file])
-    with mock.patch.object(socket, "send_fds", interrupted), pytest.raises(KeyboardInterrupt):
-        ends.caller.flush()
-    assert ends.caller.flush()
-    assert plain(ends.worker.receive()) == (2, b"token")
-    assert len(ends.worker.descriptors) == 1
-    with pytest.raises(BlockingIOError):
-        ends.worker_socket.recv(1, socket.MSG_DONTWAIT)
-    for descriptor in [file, *ends.worker.descriptors]:
         os.close(descriptor)
 
 
