@@ -766,6 +766,7 @@ class ContractVectorEnv(VectorEnv[Any, Any, Any]):
             if self._crew.is_torn:
                 # What some sub-envs have done nobody knows: there is no result to wait for.
                 self._call.end()
+                self._drop_replies()
             raise
 
     def _take_replies(self, call: str, deadline: float | None) -> None:
@@ -839,6 +840,12 @@ class ContractVectorEnv(VectorEnv[Any, Any, Any]):
             self._note_failures(failures, raised=True)
             raise_failures(failures)
 
+    def _drop_replies(self) -> None:
+        """Forgets those of a call that ends without a result."""
+        failures, self._failures = self._failures, []
+        self._replies.clear()
+        self._note_failures(failures, raised=False)
+
     def _note_failures(self, failures: Sequence[Failure], raised: bool) -> None:
         for failure in failures:
             self._mark_failed(range(failure.env_index, failure.env_index + 1))
@@ -871,9 +878,7 @@ class ContractVectorEnv(VectorEnv[Any, Any, Any]):
                 add_note(error, f"{other.name()} has died too")
         for failure in self._failures:
             add_note(error, f"sub-env {failure.env_index} raised in {failure.call}: {failure.error!r}")
-        self._note_failures(self._failures, raised=False)
-        self._failures = []
-        self._replies.clear()
+        self._drop_replies()
         self._call.end()
         raise error
 
