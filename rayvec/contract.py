@@ -415,6 +415,8 @@ class ContractVectorEnv(VectorEnv[Any, Any, Any]):
         call, crew = self._call, self._crew
         if call.is_busy:
             call.check_idle("step_async")
+        if self._replies or self._failures:
+            self._drop_replies()
         if self._has_failed or crew.is_torn or crew.has_lost or self._is_disabled:
             self._check_steppable()
         rest = self._batch.place_actions(actions)
@@ -766,7 +768,6 @@ class ContractVectorEnv(VectorEnv[Any, Any, Any]):
             if self._crew.is_torn:
                 # What some sub-envs have done nobody knows: there is no result to wait for.
                 self._call.end()
-                self._drop_replies()
             raise
 
     def _take_replies(self, call: str, deadline: float | None) -> None:
@@ -841,7 +842,7 @@ class ContractVectorEnv(VectorEnv[Any, Any, Any]):
             raise_failures(failures)
 
     def _drop_replies(self) -> None:
-        """Forgets those of a call that ends without a result."""
+        """Forgets those of a call that has ended without a result."""
         failures, self._failures = self._failures, []
         self._replies.clear()
         self._note_failures(failures, raised=False)
@@ -909,6 +910,7 @@ class ContractVectorEnv(VectorEnv[Any, Any, Any]):
     def _beginning(self, call: str, indices: Sequence[int] | None = None) -> Iterator[None]:
         """The call (of the sub-envs ``indices``) is pending from the first request on, and is not if one could not be sent."""
         with self._crew.hearing_later():
+            self._drop_replies()
             try:
                 self._call.begin(call)
                 self._called = indices
