@@ -50,8 +50,8 @@ from rayvec.settled import InfoRows, Layout
 from rayvec.spaces import ObservationMode, check_observation_mode, join_spaces
 from rayvec.states import VERSION, VectorEnvState, check_env_ids, check_state, layout_of
 from rayvec.stats import Stats, read_stats
-from rayvec.sub_envs import CallOutcome, Description, EnvFn, Outcome
-from rayvec.worker import Reply, Worker
+from rayvec.sub_envs import NOTHING, CallOutcome, Description, EnvFn, Outcome
+from rayvec.worker import InlineWorker, Reply, Worker
 
 if TYPE_CHECKING:
     from typing_extensions import Self
@@ -175,6 +175,8 @@ class ContractVectorEnv(VectorEnv[Any, Any, Any]):
         self._blocks: list[SharedBlock] = []
         self._recovery: Recovery | None = None
         self._outputs: Outputs | None = None
+        self._alone: InlineWorker | None = None
+        """The caller, where it is the only worker and nothing is started again."""
         self._crew = Crew(workers, max_concurrency)
         # Runs when this object is dropped or the script ends, whichever comes first; in this process only.
         self._finalizer = multiprocessing.util.Finalize(self, _abandon, (self._crew, self._blocks), exitpriority=100)
@@ -222,6 +224,8 @@ class ContractVectorEnv(VectorEnv[Any, Any, Any]):
         )
         for worker in self._workers:
             self._crew.attach(worker, self._batch, self._block)
+        if len(self._workers) == 1 and isinstance(self._workers[0], InlineWorker) and not policy.restarts:
+            self._alone = self._workers[0]
         if policy.restarts:
             start, reset, step, _ = self._timeouts
             limits = {"step": step, "reset": reset, "restart": None if start is None or reset is None else start + reset}
@@ -407,8 +411,40 @@ class ContractVectorEnv(VectorEnv[Any, Any, Any]):
             WorkerLostError: a worker has died; ``reset()`` starts it again.
             Exception: what a sub-env raised; the others have completed the step.
         """
+        if self._alone is not None and not self._is_unusual():
+            return self._step_alone(self._alone, actions)
         self.step_async(actions)
         return self.step_wait()
+
+    def _is_unusual(self) -> bool:
+        """Whether a step has more to look at than its actions."""
+        call, crew = self._call, self._crew
+        return bool(
+            call.closed
+            or call.name is not None
+            or self._has_failed
+            or crew.is_torn
+            or crew.has_lost
+            or crew.num_owed
+            or self._replies
+            or self._failures
+            or self._is_disabled
+        )
+
+    def _step_alone(self, worker: InlineWorker, actions: Any) -> StepResult:
+        """:meth:`step` where there is nobody to tell and nobody to wait for: what is not touched costs most of all."""
+        crew = self._crew
+        if self._batch.place_actions(actions) is not None:
+            # They travel beside the rows.
+            self.step_async(actions)
+            return self.step_wait()
+        crew.is_torn = True
+        outcome = worker.step()
+        crew.is_torn = False
+        if outcome is not NOTHING:
+            self._note_layout(worker, outcome)
+            self._keep_reply(worker, outcome)
+        return self._stepped()
 
     def step_async(self, actions: Any) -> None:
         """Starts a :meth:`step`; :meth:`step_wait` gives its result."""
@@ -452,6 +488,10 @@ class ContractVectorEnv(VectorEnv[Any, Any, Any]):
         self._call.check_pending("step")
         self._collect("step", self._deadline(timeout, self._timeouts.step))
         self._call.end()
+        return self._stepped()
+
+    def _stepped(self) -> StepResult:
+        """What a step gives, whose replies have been taken."""
         infos = {}
         if self._replies or self._failures or self._recovery is not None:
             infos = self._merged_infos()
@@ -731,6 +771,7 @@ class ContractVectorEnv(VectorEnv[Any, Any, Any]):
         for kept in (self._reset_payloads, self._replies, self._revived, self._info_rows):
             kept.clear()
         self._asked = self._everybody = frozenset()
+        self._alone = None
         _close_all(self._blocks)
         return failures
 
@@ -803,11 +844,14 @@ class ContractVectorEnv(VectorEnv[Any, Any, Any]):
                 if isinstance(reply, Outcome):
                     self._note_failures(reply.failures, raised=False)
             else:
-                self._replies[worker] = reply
-                if isinstance(reply, Outcome) and reply.failures:
-                    self._failures.extend(reply.failures)
-                    if worker.is_caller:
-                        self._stop_at_interrupt(worker)
+                self._keep_reply(worker, reply)
+
+    def _keep_reply(self, worker: Worker, reply: Reply) -> None:
+        self._replies[worker] = reply
+        if isinstance(reply, Outcome) and reply.failures:
+            self._failures.extend(reply.failures)
+            if worker.is_caller:
+                self._stop_at_interrupt(worker)
 
     def _note_layout(self, worker: Worker, reply: Reply) -> None:
         """Notes how the infos of a worker lie in the batch from now on, if its reply tells."""

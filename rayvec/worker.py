@@ -225,12 +225,23 @@ class InlineWorker(Worker):
         if verb is Verb.CLOSE:
             return CallOutcome([], self.sub_envs.close())
         assert payload is not None
+        if verb is Verb.STEP:
+            return self.step(payload[0])
         try:
-            return self.sub_envs.step(payload[0]) if verb is Verb.STEP else perform(self.sub_envs, verb, payload)
+            return perform(self.sub_envs, verb, payload)
         except KeyboardInterrupt as error:
             if REQUESTS[verb].reply is not Outcome:
                 raise
             return self.sub_envs.interrupted(verb.name.lower(), error)
+
+    def step(self, actions: Sequence[Any] | None = None) -> Outcome:
+        """Steps the sub-envs now, with these actions or those in the batch's rows; :meth:`poll` does so when it was asked."""
+        sub_envs = self.sub_envs
+        assert sub_envs is not None
+        try:
+            return sub_envs.step(actions)
+        except KeyboardInterrupt as error:
+            return sub_envs.interrupted("step", error)
 
     def _start(self) -> Reply:
         if self.sub_envs is not None:

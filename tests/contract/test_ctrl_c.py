@@ -42,7 +42,7 @@ PIPE_AND_CALLER = Engine(
 
 interrupted = each(
     [
-        *named("async-workers-2", "async-pipe-workers-2", "async-caller", "async-outputs", "async-concurrency"),
+        *named("sync", "async-workers-2", "async-pipe-workers-2", "async-caller", "async-outputs", "async-concurrency"),
         PIPE_AND_CALLER,
     ]
 )
