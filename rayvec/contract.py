@@ -176,7 +176,7 @@ class ContractVectorEnv(VectorEnv[Any, Any, Any]):
         self._recovery: Recovery | None = None
         self._outputs: Outputs | None = None
         self._alone: InlineWorker | None = None
-        """The caller, where it is the only worker and nothing is started again."""
+        """The caller, where it is the only worker, fills no copies, and nothing is started again."""
         self._crew = Crew(workers, max_concurrency)
         # Runs when this object is dropped or the script ends, whichever comes first; in this process only.
         self._finalizer = multiprocessing.util.Finalize(self, _abandon, (self._crew, self._blocks), exitpriority=100)
@@ -224,8 +224,9 @@ class ContractVectorEnv(VectorEnv[Any, Any, Any]):
         )
         for worker in self._workers:
             self._crew.attach(worker, self._batch, self._block)
-        if len(self._workers) == 1 and isinstance(self._workers[0], InlineWorker) and not policy.restarts:
-            self._alone = self._workers[0]
+        worker = self._workers[0]
+        if len(self._workers) == 1 and isinstance(worker, InlineWorker) and self._outputs is None and not policy.restarts:
+            self._alone = worker
         if policy.restarts:
             start, reset, step, _ = self._timeouts
             limits = {"step": step, "reset": reset, "restart": None if start is None or reset is None else start + reset}
