@@ -435,12 +435,9 @@ class ContractVectorEnv(VectorEnv[Any, Any, Any]):
     def _step_alone(self, worker: InlineWorker, actions: Any) -> StepResult:
         """:meth:`step` where there is nobody to tell and nobody to wait for: what is not touched costs most of all."""
         crew = self._crew
-        if self._batch.place_actions(actions) is not None:
-            # They travel beside the rows.
-            self.step_async(actions)
-            return self.step_wait()
+        rest = self._batch.place_actions(actions)
         crew.is_torn = True
-        outcome = worker.step()
+        outcome = worker.step(rest)
         crew.is_torn = False
         if outcome is not NOTHING:
             self._note_layout(worker, outcome)

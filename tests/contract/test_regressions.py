@@ -13,7 +13,7 @@ from collections.abc import Callable
 from contextlib import closing
 from functools import partial
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 import gymnasium as gym
 import numpy as np
@@ -25,9 +25,6 @@ from workers import doubling_worker
 
 from rayvec import AsyncVectorEnv, QuotedEnvError, SyncVectorEnv, WorkerLostError
 from rayvec.testing import CountingEnv, GateEnv, SpaceEnv
-
-if TYPE_CHECKING:
-    pass
 
 ACTIONS = np.zeros(3, np.int64)
 FIRST = np.array([True, False, False])
