@@ -50,7 +50,7 @@ from rayvec.settled import InfoRows, Layout
 from rayvec.spaces import ObservationMode, check_observation_mode, join_spaces
 from rayvec.states import VERSION, VectorEnvState, check_env_ids, check_state, layout_of
 from rayvec.stats import Stats, read_stats
-from rayvec.sub_envs import NOTHING, CallOutcome, Description, EnvFn, Outcome
+from rayvec.sub_envs import NOTHING, SETTLED, CallOutcome, Description, EnvFn, Outcome
 from rayvec.worker import InlineWorker, Reply, Worker
 
 if TYPE_CHECKING:
@@ -176,7 +176,7 @@ class ContractVectorEnv(VectorEnv[Any, Any, Any]):
         self._recovery: Recovery | None = None
         self._outputs: Outputs | None = None
         self._alone: InlineWorker | None = None
-        """The caller, where it is the only worker, fills no copies, and nothing is started again."""
+        """The caller, where it is the only worker and fills no copies."""
         self._crew = Crew(workers, max_concurrency)
         # Runs when this object is dropped or the script ends, whichever comes first; in this process only.
         self._finalizer = multiprocessing.util.Finalize(self, _abandon, (self._crew, self._blocks), exitpriority=100)
@@ -225,7 +225,7 @@ class ContractVectorEnv(VectorEnv[Any, Any, Any]):
         for worker in self._workers:
             self._crew.attach(worker, self._batch, self._block)
         worker = self._workers[0]
-        if len(self._workers) == 1 and isinstance(worker, InlineWorker) and self._outputs is None and not policy.restarts:
+        if len(self._workers) == 1 and isinstance(worker, InlineWorker) and self._outputs is None:
             self._alone = worker
         if policy.restarts:
             start, reset, step, _ = self._timeouts
@@ -412,8 +412,11 @@ class ContractVectorEnv(VectorEnv[Any, Any, Any]):
             WorkerLostError: a worker has died; ``reset()`` starts it again.
             Exception: what a sub-env raised; the others have completed the step.
         """
-        if self._alone is not None and not self._is_unusual():
-            return self._step_alone(self._alone, actions)
+        if not self._is_unusual():
+            if self._alone is not None:
+                return self._step_alone(self._alone, actions)
+            if self._crew.can_run:
+                return self._step_shortly(actions)
         self.step_async(actions)
         return self.step_wait()
 
@@ -430,6 +433,7 @@ class ContractVectorEnv(VectorEnv[Any, Any, Any]):
             or self._replies
             or self._failures
             or self._is_disabled
+            or self._recovery is not None
         )
 
     def _step_alone(self, worker: InlineWorker, actions: Any) -> StepResult:
@@ -444,6 +448,31 @@ class ContractVectorEnv(VectorEnv[Any, Any, Any]):
             self._keep_reply(worker, outcome)
         return self._stepped()
 
+    def _step_shortly(self, actions: Any) -> StepResult:
+        """The same where some are told and waited for the shortest way."""
+        call, crew = self._call, self._crew
+        rest = self._place(actions)
+        if rest is not None:
+            self._ask_step(rest)
+            return self.step_wait()
+        deadline = None if self._timeouts.step is None else self._deadline(None, self._timeouts.step)
+        self._asked = self._everybody
+        try:
+            crew.is_torn = True
+            call.begin("step")
+            is_done = crew.run_step()
+        except BaseException:
+            # While it waits Ctrl-C does no harm.
+            if crew.is_torn:
+                call.end()
+            raise
+        if not is_done:
+            return self._finish_step(deadline)
+        while crew.settled:
+            self._replies[crew.settled.popleft()] = SETTLED
+        call.end()
+        return self._stepped()
+
     def step_async(self, actions: Any) -> None:
         """Starts a :meth:`step`; :meth:`step_wait` gives its result."""
         call, crew = self._call, self._crew
@@ -453,9 +482,17 @@ class ContractVectorEnv(VectorEnv[Any, Any, Any]):
             self._drop_replies()
         if self._has_failed or crew.is_torn or crew.has_lost or self._is_disabled:
             self._check_steppable()
+        self._ask_step(self._place(actions))
+
+    def _place(self, actions: Any) -> list[Any] | None:
+        """Puts the actions where workers find them; returns them where they have to be sent."""
         rest = self._batch.place_actions(actions)
         if self._outputs is not None:
             self._outputs.choose()
+        return rest
+
+    def _ask_step(self, rest: list[Any] | None) -> None:
+        call, crew = self._call, self._crew
         crew.has_told = False
         self._asked = self._everybody
         try:
@@ -484,7 +521,10 @@ class ContractVectorEnv(VectorEnv[Any, Any, Any]):
             Exception: as :meth:`step`.
         """
         self._call.check_pending("step")
-        self._collect("step", self._deadline(timeout, self._timeouts.step))
+        return self._finish_step(self._deadline(timeout, self._timeouts.step))
+
+    def _finish_step(self, deadline: float | None) -> StepResult:
+        self._collect("step", deadline)
         self._call.end()
         return self._stepped()
 

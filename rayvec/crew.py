@@ -31,7 +31,7 @@ from rayvec.local.waiting import usable_cores
 from rayvec.protocol import REQUESTS, StepPayload, Verb
 from rayvec.stats import count_restart
 from rayvec.sub_envs import NOTHING, SETTLED, CallOutcome
-from rayvec.worker import Reply, Worker
+from rayvec.worker import InlineWorker, Reply, Worker
 
 __all__ = ["LOST", "Crew"]
 
@@ -69,7 +69,7 @@ class _BareLines:
 
     def __init__(self, workers: Sequence[Worker]) -> None:
         lines = [(worker, worker.bare_line()) for worker in workers if not worker.is_caller]
-        self.own = [worker for worker in workers if worker.is_caller]
+        self.own = [worker for worker in workers if isinstance(worker, InlineWorker)]
         self.others = [worker for worker, line in lines if line is None]
         self.tells = [(worker, line.tell) for worker, line in lines if line is not None]
         self.takes = [(worker, line.take) for worker, line in lines if line is not None]
@@ -112,6 +112,7 @@ class Crew:
         is_torn: Ctrl-C came while workers were being told something, so that only some of them do it, or while what they have
             said was being taken, so that some of it is lost.
         has_told: all that was asked has been told, since somebody last denied it.
+        settled: the workers whose reply was taken and says that their infos lie in the batch, and nothing else.
         is_waiting: nothing is being told or taken, so that Ctrl-C does no harm.
     """
 
@@ -140,7 +141,7 @@ class Crew:
         """Which of them works next."""
         self._writers: set[Worker] = set()
         self._ready: dict[Worker, bool] = {}
-        self._settled: deque[Worker] = deque()
+        self.settled: deque[Worker] = deque()
         self._answer: Answer | None = None
         """That was taken and not given yet."""
         self._selector = selectors.DefaultSelector()
@@ -228,27 +229,72 @@ class Crew:
         if self._max_concurrency is not None or self._writers or self.num_owed:
             self.ask((worker, Verb.STEP, _STEP) for worker in self.workers)
             return
-        lines = self._lines = self._lines or _BareLines(self.workers)
+        lines = self._made_lines()
         # As _telling, which would take longer.
         was_torn, self.is_torn = self.is_torn, True
         if lines.others:
             self.ask((worker, Verb.STEP, _STEP) for worker in lines.others)
-        for worker, _ in lines.tells:
-            worker.owed.append(Verb.STEP)
-        self.num_owed += len(lines.tells)
         self._awaits_lines = True
+        self._tell(lines.tells)
+        self.num_owed += len(lines.own)
+        for worker in lines.own:
+            worker.send(Verb.STEP, _STEP)
+        self.is_torn = was_torn
+
+    def run_step(self) -> bool:
+        """Has every worker step with the actions in the batch and takes what they say, the shortest way, where :attr:`can_run`.
+
+        Whoever calls it has set :attr:`is_torn`; it is False while Ctrl-C does no harm, and at the end.
+
+        Returns:
+            Whether all have answered, and none says more than that its infos lie in the batch (:attr:`settled`). If not,
+            :meth:`next_reply` gives the rest.
+        """
+        lines = self._lines
+        assert lines is not None
+        self._tell(lines.tells)
+        for worker in lines.own:
+            reply = worker.step()
+            if reply is SETTLED:
+                self.settled.append(worker)
+            elif reply is not NOTHING:
+                self._answer = worker, Verb.STEP, reply
+        self.is_torn = False
+        if not lines.watches or not self._watches:
+            self._awaits_lines = True
+            return False
+        # Who is not there by then is waited for asleep.
+        all(watch() for watch in lines.watches)
+        self.is_torn = True
+        self._take(lines.takes)
+        self.is_torn = False
+        return not self.num_owed and self._answer is None
+
+    @property
+    def can_run(self) -> bool:
+        """Whether :meth:`run_step` may be called: all can be told the shortest way, and nothing is left to be given or sent."""
+        if self._max_concurrency is not None or self._writers or self._answer is not None:
+            return False
+        lines = self._made_lines()
+        return not lines.others and len(lines.own) < 2
+
+    def _made_lines(self) -> _BareLines:
+        if self._lines is None:
+            self._lines = _BareLines(self.workers)
+        return self._lines
+
+    def _tell(self, tells: Sequence[tuple[Worker, Callable[[], object]]]) -> None:
+        for worker, _ in tells:
+            worker.owed.append(Verb.STEP)
+        self.num_owed += len(tells)
         # Workers that wake want this core: tell the others quickly.
-        for worker, tell in lines.tells:
+        for worker, tell in tells:
             try:
                 tell()
             except OSError:
                 # Its socket is full, or it has died, which is noticed later.
                 worker.owed.pop()
                 self._send(worker, Verb.STEP, worker.prepare(Verb.STEP, _STEP))
-        self.num_owed += len(lines.own)
-        for worker in lines.own:
-            worker.send(Verb.STEP, _STEP)
-        self.is_torn = was_torn
 
     @contextlib.contextmanager
     def _telling(self) -> Iterator[None]:
@@ -310,9 +356,9 @@ class Crew:
         Raises:
             CallTimeoutError: none came in time. All that is owed stays owed.
         """
-        while self.num_owed or self._settled or self._answer is not None:
-            if self._settled:
-                return self._settled.popleft(), Verb.STEP, SETTLED
+        while self.num_owed or self.settled or self._answer is not None:
+            if self.settled:
+                return self.settled.popleft(), Verb.STEP, SETTLED
             if self._awaits_lines:
                 answer = self._taken_from_lines(deadline)
                 if answer is not None:
@@ -327,7 +373,7 @@ class Crew:
                 self.is_waiting = False
                 answer, self._answer = self._answer, None
                 return answer
-            if not self._ready and self.num_owed and not self._awaits_lines and not self._settled:
+            if not self._ready and self.num_owed and not self._awaits_lines and not self.settled:
                 self._wait(deadline, by_arrival)
         return None
 
@@ -468,7 +514,7 @@ class Crew:
             worker.owed.popleft()
             self.num_owed -= 1
             if said == bells.SETTLED:
-                self._settled.append(worker)
+                self.settled.append(worker)
 
     def _drop_flushed(self) -> None:
         self._writers = {worker for worker in self._writers if not worker.is_flushed()}
