@@ -3,13 +3,16 @@
 from __future__ import annotations
 
 import gc
+import math
 import multiprocessing
 import os
 import shutil
 import signal
 import tempfile
 import time
+import zlib
 from collections.abc import Generator, Iterator
+from pathlib import Path
 
 import pytest
 from clusters import ensure_cluster, keep_exit_handlers, stop_cluster
@@ -19,12 +22,14 @@ from world import World
 _SETTLING_SECONDS = 3.0
 """A process that was killed takes a moment to go, and so does the fork server to collect it."""
 
+_HERE = Path(__file__).parent
 _has_failed = pytest.StashKey[bool]()
 _temporary = pytest.StashKey[str]()
 
 
 def pytest_addoption(parser: pytest.Parser) -> None:
     """How much to try."""
+    parser.addoption("--rest", action="store_true", help="what is left out without it, ten minutes more, and nothing else")
     parser.addoption("--all-engines", action="store_true", help="every test on every configuration: an hour")
 
 
@@ -91,6 +96,11 @@ _SAMPLE_RULES = [
 that are tried on configurations of which every part is tried on others too."""
 
 
+_PARTED = (_HERE / "contract", _HERE / "test_wrappers.py")
+"""What is tried on so many configurations that ten minutes do not suffice."""
+_USUAL_SHARE = 0.4
+
+
 @pytest.hookimpl(tryfirst=True)
 def pytest_collection_modifyitems(config: pytest.Config, items: list[pytest.Item]) -> None:
     """Leaves out what takes long and tells little, unless asked for; what needs Ray shares one process and its cluster."""
@@ -100,8 +110,30 @@ def pytest_collection_modifyitems(config: pytest.Config, items: list[pytest.Item
     if config.getoption("--all-engines"):
         return
     kept = [item for item in items if _is_sampled(item)]
-    config.hook.pytest_deselected(items=[item for item in items if item not in kept])
+    if not config.option.keyword and not any("::" in argument for argument in config.args):
+        usual = _usual_of(kept)
+        kept = [item for item in kept if (item in usual) is not config.getoption("--rest")]
+    taken = set(kept)
+    config.hook.pytest_deselected(items=[item for item in items if item not in taken])
     items[:] = kept
+    # What takes longest goes first, so that no process is left with it at the end.
+    items.sort(key=lambda item: not _needs_ray(item) and "soak" not in item.name)
+
+
+def _usual_of(items: list[pytest.Item]) -> set[pytest.Item]:
+    """All but most cases of each test that has many of them; which ones, its id decides, so that all meet all in some test."""
+    usual = set()
+    cases: dict[str, list[pytest.Item]] = {}
+    for item in items:
+        is_cheap = item.get_closest_marker("skip") is not None or not _params_of(item)
+        if not is_cheap and any(item.path.is_relative_to(place) for place in _PARTED):
+            cases.setdefault(item.nodeid.partition("[")[0], []).append(item)
+        else:
+            usual.add(item)
+    for alike in cases.values():
+        in_order = sorted(alike, key=lambda item: zlib.crc32(item.nodeid.encode()))
+        usual.update(in_order[: math.ceil(_USUAL_SHARE * len(in_order))])
+    return usual
 
 
 def _params_of(item: pytest.Item) -> dict[str, object]:
