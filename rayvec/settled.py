@@ -8,6 +8,7 @@ with the end of an episode, travels as it always has, and so the form may change
 
 from __future__ import annotations
 
+import itertools
 from collections.abc import Mapping
 from typing import Any
 
@@ -54,14 +55,21 @@ class InfoRows:
         self.layout = layout
         self._present = present
         self._flags: Any = present.data
+        self._all_present = b"\1" * len(room)
         self._slots: list[tuple[Any, Any, npt.NDArray[Any]]] = []
+        self._runs: list[tuple[list[Any], npt.NDArray[Any]]] = []
+        """Keys one behind the other whose arrays are of one dtype and shape, and the array of all their values."""
+        self._mask_keys = [f"_{key}" for key, _ in layout]
         offset = 0
-        for key, form in layout:
-            kind, dtype, shape = form
+        for (dtype, shape), alike in itertools.groupby(layout, lambda slot: slot[1][1:]):
+            run = list(alike)
             inner = np.empty(shape, np.uint8).strides
-            strides = (ROOM, *(stride * dtype.itemsize for stride in inner))
-            self._slots.append((key, kind, np.ndarray((len(room), *shape), dtype, room.data, offset, strides)))
-            offset += _size(form)
+            step = _size(run[0][1])
+            strides = (step, ROOM, *(stride * dtype.itemsize for stride in inner))
+            columns: npt.NDArray[Any] = np.ndarray((len(run), len(room), *shape), dtype, room.data, offset, strides)
+            self._slots += [(key, form[0], column) for (key, form), column in zip(run, columns, strict=True)]
+            self._runs.append(([key for key, _ in run], columns))
+            offset += step * len(run)
 
     def clear(self) -> None:
         """Notes that no info lies here."""
@@ -107,13 +115,18 @@ class InfoRows:
         """Copies of what lies here, as :func:`rayvec.infos.merge` would have it if these rows were all."""
         present = self._present
         merged: dict[Any, Any] = {}
-        if not present.any():
+        told = present.tobytes()
+        if not any(told):
             return merged
-        absent = None if present.all() else ~present
-        for key, _, column in self._slots:
-            values = merged[key] = column.copy()
+        absent = None if told == self._all_present else ~present
+        # Few calls, rather than some for each key: behind a step of the envs they run on cold caches.
+        for keys, columns in self._runs:
+            values = columns.copy()
             if absent is not None:
-                values[absent] = 0
-        for key, _, _ in self._slots:
-            merged.setdefault(f"_{key}", present.copy())
+                values[:, absent] = 0
+            merged.update(zip(keys, values, strict=True))
+        masks = np.empty((len(self._mask_keys), len(told)), np.bool_)
+        masks[:] = present
+        for key, mask in zip(self._mask_keys, masks, strict=True):
+            merged.setdefault(key, mask)
         return merged

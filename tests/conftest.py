@@ -98,7 +98,7 @@ that are tried on configurations of which every part is tried on others too."""
 
 _PARTED = (_HERE / "contract", _HERE / "test_wrappers.py")
 """What is tried on so many configurations that ten minutes do not suffice."""
-_USUAL_SHARE = 0.4
+_USUAL_SHARE = 0.35
 
 
 @pytest.hookimpl(tryfirst=True)
