@@ -468,8 +468,10 @@ class ContractVectorEnv(VectorEnv[Any, Any, Any]):
             raise
         if not is_done:
             return self._finish_step(deadline)
-        while crew.settled:
-            self._replies[crew.settled.popleft()] = SETTLED
+        if crew.settled:
+            # Kept in both until it is whole: Ctrl-C may come at any line.
+            self._replies.update(dict.fromkeys(crew.settled, SETTLED))
+            crew.settled.clear()
         call.end()
         return self._stepped()
 

@@ -359,7 +359,7 @@ class Crew:
         while self.num_owed or self.settled or self._answer is not None:
             if self.settled:
                 return self.settled.popleft(), Verb.STEP, SETTLED
-            if self._awaits_lines:
+            if self._awaits_lines and self._answer is None:
                 answer = self._taken_from_lines(deadline)
                 if answer is not None:
                     return answer

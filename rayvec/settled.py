@@ -123,7 +123,7 @@ class InfoRows:
         for keys, columns in self._runs:
             values = columns.copy()
             if absent is not None:
-                values[:, absent] = 0
+                values[:, absent] = np.zeros((), values.dtype)
             merged.update(zip(keys, values, strict=True))
         masks = np.empty((len(self._mask_keys), len(told)), np.bool_)
         masks[:] = present

@@ -1,27 +1,31 @@
-"""Ctrl-C at any line: what was asked is pending, or was made, or was not, or a reset is needed; and nobody waits for ever."""
+"""Ctrl-C at any point: what was asked is pending, or was made, or was not, or a reset is needed; and nobody waits for ever."""
 
 from __future__ import annotations
 
+import dis
+import functools
+import itertools
 import linecache
 import os
 import signal
 import sys
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from contextlib import closing, suppress
 from functools import partial
 from pathlib import Path
-from types import FrameType
+from types import CodeType, FrameType
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
 import pytest
 from engines import Engine, each, named
 from gymnasium.error import NoAsyncCallError, ResetNeeded
+from world import within
 
 import rayvec
 from rayvec import WorkerLostError
 from rayvec.local.starting import hearing_later
-from rayvec.testing import CountingEnv, PlainLoop
+from rayvec.testing import CountingEnv, GateEnv, PlainLoop, wait_for_path
 
 if TYPE_CHECKING:
     from typing_extensions import Self
@@ -48,8 +52,16 @@ interrupted = each(
 )
 
 
+@functools.cache
+def hearing_points(code: CodeType) -> frozenset[int]:
+    """Where the interpreter looks for signals, by offset: behind calls, and at jumps back."""
+    instructions = list(dis.get_instructions(code))
+    behind = {after.offset for one, after in itertools.pairwise(instructions) if one.opname.startswith("CALL")}
+    return frozenset(behind | {one.offset for one in instructions if "JUMP_BACKWARD" in one.opname})
+
+
 class Interruption:
-    """Ctrl-C at the so-manieth line of this package that runs here within it."""
+    """Ctrl-C at the so-manieth point of this package that runs here within it and at which it could be heard."""
 
     def __init__(self, at: int) -> None:
         self._left = at
@@ -71,8 +83,9 @@ class Interruption:
             # There one line is run again and again, for as long as it takes.
             return None
         # An interpreter that is interrupted right before or after an exception is caught forgets that it was.
-        is_catching = sys.exc_info()[0] or linecache.getline(file, frame.f_lineno).lstrip().startswith(("except", "with"))
-        if event == "line" and not is_catching:
+        frame.f_trace_opcodes = True
+        is_catching = sys.exc_info()[0] or linecache.getline(file, frame.f_lineno or 0).lstrip().startswith(("except", "with"))
+        if event == "opcode" and frame.f_lasti in hearing_points(frame.f_code) and not is_catching:
             self._left -= 1
             if not self._left:
                 sys.settrace(None)
@@ -81,7 +94,7 @@ class Interruption:
 
 
 def interruptions(num_whole: int = 10) -> Iterator[Interruption]:
-    """One for each line. How many lines there are depends on who is how quick: it ends when some have met none."""
+    """One for each point. How many there are depends on who is how quick: it ends when some have met none."""
     at = 0
     while num_whole:
         at += 1
@@ -108,6 +121,55 @@ def test_in_a_step(engine: Engine) -> None:
                 assert told(envs.step_wait(timeout=20)) == due[0]
             with suppress(ResetNeeded, WorkerLostError):
                 assert told(envs.step(ACTIONS)) in due
+
+
+class TellingEnv(CountingEnv):
+    """Tells numbers at each step, the first sub-env fewer than others: workers settle on infos of different layouts."""
+
+    def step(self, action: Any) -> Any:
+        *result, _ = super().step(action)
+        return *result, {"step": self._step, **({"index": self.index} if self.index else {})}
+
+
+@each(named("sync", "async", "async-workers-2", "async-caller", "async-caller-each", "async-outputs"))
+def test_in_a_step_with_infos(engine: Engine) -> None:
+    """No info is missing from what a step gives."""
+    fns = [partial(TellingEnv, index=index, episode_length=50) for index in range(3)]
+    due = {"step": [4] * 3, "_step": [True] * 3, "index": [0, 1, 2], "_index": [False, True, True]}
+    with closing(engine.make(fns)) as envs:
+        for interruption in interruptions():
+            envs.reset(seed=5)
+            for _ in range(3):
+                envs.step(ACTIONS)
+            infos = None
+            with suppress(KeyboardInterrupt), interruption:
+                infos = envs.step(ACTIONS)[4]
+            with suppress(NoAsyncCallError, WorkerLostError):
+                infos = envs.step_wait(timeout=20)[4]
+            assert infos is None or {key: column.tolist() for key, column in infos.items()} == due
+
+
+class InterruptedEnv(CountingEnv):
+    """Ctrl-C comes while it steps for the second time."""
+
+    def step(self, action: Any) -> Any:
+        if self._step == 1:
+            raise KeyboardInterrupt
+        return super().step(action)
+
+
+@each(named("async-caller", "async-caller-each"))
+def test_in_the_callers_own_share(engine: Engine, tmp_path: Path) -> None:
+    """It is heard at once, whatever the others still do."""
+    gate = tmp_path / "gate"
+    fns: list[Callable[[], Any]] = [InterruptedEnv, CountingEnv, partial(GateEnv, gate, at=2)]
+    with closing(engine.make(fns)) as envs:
+        envs.reset()
+        envs.step(ACTIONS)
+        with within(10), pytest.raises(KeyboardInterrupt):
+            envs.step(ACTIONS)
+        wait_for_path(GateEnv.marker_of(gate), 10)
+        gate.touch()
 
 
 @interrupted

@@ -56,7 +56,7 @@ def test_what_was_written_is_what_merging_gives(count: int) -> None:
 
 def test_rows_without_an_info_are_zero() -> None:
     """However full of old values the memory is."""
-    infos = [{"a": 1.0, "b": np.ones(2)} for _ in range(4)]
+    infos = [{"a": 1.0, "b": np.ones(2), "name": np.array("text")} for _ in range(4)]
     rows = rows_for(infos)
     for index in (0, 2):
         rows.write(index, infos[index])
