@@ -154,6 +154,8 @@ class ContractVectorEnv(VectorEnv[Any, Any, Any]):
         self.observation_mode = observation_mode
         self.autoreset_mode = autoreset_mode
         self._is_disabled = autoreset_mode is AutoresetMode.DISABLED
+        own = type(self).step_async, type(self).step_wait
+        self._is_overridden = own != (ContractVectorEnv.step_async, ContractVectorEnv.step_wait)
         self.num_envs = workers[-1].envs.stop
         self._timeouts = timeouts
         self._call = PendingCall(type(self).__name__)
@@ -415,7 +417,7 @@ class ContractVectorEnv(VectorEnv[Any, Any, Any]):
         if not self._is_unusual():
             if self._alone is not None:
                 return self._step_alone(self._alone, actions)
-            if self._crew.can_run:
+            if self._crew.may_run_step():
                 return self._step_shortly(actions)
         self.step_async(actions)
         return self.step_wait()
@@ -434,6 +436,7 @@ class ContractVectorEnv(VectorEnv[Any, Any, Any]):
             or self._failures
             or self._is_disabled
             or self._recovery is not None
+            or self._is_overridden
         )
 
     def _step_alone(self, worker: InlineWorker, actions: Any) -> StepResult:
@@ -449,7 +452,7 @@ class ContractVectorEnv(VectorEnv[Any, Any, Any]):
         return self._stepped()
 
     def _step_shortly(self, actions: Any) -> StepResult:
-        """The same where some are told and waited for the shortest way."""
+        """:meth:`step` where all are told and waited for the shortest way."""
         call, crew = self._call, self._crew
         rest = self._place(actions)
         if rest is not None:
@@ -462,7 +465,7 @@ class ContractVectorEnv(VectorEnv[Any, Any, Any]):
             call.begin("step")
             is_done = crew.run_step()
         except BaseException:
-            # While it waits Ctrl-C does no harm.
+            # Else it has come while the caller waited, and the step is pending.
             if crew.is_torn:
                 call.end()
             raise
@@ -520,9 +523,14 @@ class ContractVectorEnv(VectorEnv[Any, Any, Any]):
         Raises:
             NoAsyncCallError: none was started.
             CallTimeoutError: out of time; the step is still pending.
+            ResetNeeded: Ctrl-C has kept some sub-envs from it; it is pending no more.
             Exception: as :meth:`step`.
         """
         self._call.check_pending("step")
+        if self._crew.is_torn:
+            # Ctrl-C came twice, the second time before the call was ended.
+            self._call.end()
+            self._check_steppable()
         return self._finish_step(self._deadline(timeout, self._timeouts.step))
 
     def _finish_step(self, deadline: float | None) -> StepResult:

@@ -68,7 +68,7 @@ class _BareLines:
     """
 
     def __init__(self, workers: Sequence[Worker]) -> None:
-        lines = [(worker, worker.bare_line()) for worker in workers if not worker.is_caller]
+        lines = [(worker, worker.bare_line()) for worker in workers if not isinstance(worker, InlineWorker)]
         self.own = [worker for worker in workers if isinstance(worker, InlineWorker)]
         self.others = [worker for worker, line in lines if line is None]
         self.tells = [(worker, line.tell) for worker, line in lines if line is not None]
@@ -242,7 +242,7 @@ class Crew:
         self.is_torn = was_torn
 
     def run_step(self) -> bool:
-        """Has every worker step with the actions in the batch and takes what they say, the shortest way, where :attr:`can_run`.
+        """Has every worker step with the actions in the batch and takes what they say, where :meth:`may_run_step`.
 
         Whoever calls it has set :attr:`is_torn`; it is False while Ctrl-C does no harm, and at the end.
 
@@ -250,8 +250,7 @@ class Crew:
             Whether all have answered, and none says more than that its infos lie in the batch (:attr:`settled`). If not,
             :meth:`next_reply` gives the rest.
         """
-        lines = self._lines
-        assert lines is not None
+        lines = self._made_lines()
         self._tell(lines.tells)
         for worker in lines.own:
             reply = worker.step()
@@ -260,7 +259,7 @@ class Crew:
             elif reply is not NOTHING:
                 self._answer = worker, Verb.STEP, reply
         self.is_torn = False
-        if not lines.watches or not self._watches:
+        if self._answer is not None or not lines.watches or not self._watches:
             self._awaits_lines = True
             return False
         # Who is not there by then is waited for asleep.
@@ -268,10 +267,9 @@ class Crew:
         self.is_torn = True
         self._take(lines.takes)
         self.is_torn = False
-        return not self.num_owed and self._answer is None
+        return not self.num_owed
 
-    @property
-    def can_run(self) -> bool:
+    def may_run_step(self) -> bool:
         """Whether :meth:`run_step` may be called: all can be told the shortest way, and nothing is left to be given or sent."""
         if self._max_concurrency is not None or self._writers or self._answer is not None:
             return False

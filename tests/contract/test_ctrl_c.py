@@ -172,6 +172,47 @@ def test_in_the_callers_own_share(engine: Engine, tmp_path: Path) -> None:
         gate.touch()
 
 
+def interrupt(*_: Any) -> Any:
+    """In place of what the vector env does."""
+    raise KeyboardInterrupt
+
+
+def test_again_behind_the_callers_own_share() -> None:
+    """The step is over, and does not come back."""
+    fns: list[Callable[[], Any]] = [InterruptedEnv, CountingEnv]
+    with closing(rayvec.AsyncVectorEnv(fns, num_workers=2, step_in_caller=True)) as envs:
+        envs.reset()
+        envs.step(ACTIONS[:2])
+        lines = envs._crew._lines
+        assert lines is not None
+        lines.watches[:] = [interrupt for _ in lines.watches]
+        with pytest.raises(KeyboardInterrupt):
+            envs.step(ACTIONS[:2])
+        with pytest.raises(NoAsyncCallError):
+            envs.step_wait()
+        envs.reset()
+
+
+def test_again_before_the_step_is_ended(monkeypatch: pytest.MonkeyPatch) -> None:
+    """What was not told to all has no result, and a reset sets it right."""
+    with closing(rayvec.AsyncVectorEnv(FNS)) as envs, closing(PlainLoop(FNS)) as loop:
+        envs.reset(seed=1)
+        envs.step(ACTIONS)
+        lines = envs._crew._lines
+        assert lines is not None
+        worker, tell = lines.tells[1]
+        lines.tells[1] = (worker, interrupt)
+        with monkeypatch.context() as patched:
+            patched.setattr(envs._call, "end", interrupt)
+            with pytest.raises(KeyboardInterrupt):
+                envs.step(ACTIONS)
+        lines.tells[1] = (worker, tell)
+        with pytest.raises(ResetNeeded):
+            envs.step_wait(timeout=20)
+        assert told(envs.reset(seed=5)) == told(loop.reset(seed=5))
+        assert told(envs.step(ACTIONS)) == told(loop.step(list(ACTIONS)))
+
+
 @interrupted
 def test_in_a_reset(engine: Engine) -> None:
     """It can be waited for, or made once more; then all is as if nothing had been."""

@@ -304,6 +304,28 @@ def test_interrupted_right_after_a_fork(options: dict[str, Any], monkeypatch: py
     assert signal.getsignal(signal.SIGINT) is before
 
 
+class LoggedVectorEnv(AsyncVectorEnv):
+    """Notes its calls."""
+
+    calls = ""
+
+    def step_async(self, actions: Any) -> None:
+        self.calls += "async "
+        super().step_async(actions)
+
+    def step_wait(self, timeout: float | None = None) -> Any:
+        self.calls += "wait "
+        return super().step_wait(timeout)
+
+
+def test_a_step_is_made_of_its_halves_where_these_are_overridden() -> None:
+    """The short way did without them."""
+    with closing(LoggedVectorEnv([CountingEnv] * 2)) as envs:
+        envs.reset()
+        envs.step(np.zeros(2, np.int64))
+        assert envs.calls == "async wait "
+
+
 class HandlingEnv(CountingEnv):
     """Knows what Ctrl-C would do where it lives."""
 
