@@ -62,18 +62,18 @@ class _BareLines:
     Attributes:
         tells: the workers that can be told so, and how.
         takes: the same workers, and how to take their replies.
-        watches: how to wait for them actively; empty where they have no lamps.
+        watches: how to wait for them actively; empty where they have no lamps, or the caller no core for it.
         own: the workers that are the caller itself.
         others: the rest, which have to be listened to at the same time.
     """
 
-    def __init__(self, workers: Sequence[Worker]) -> None:
+    def __init__(self, workers: Sequence[Worker], watches: bool) -> None:
         lines = [(worker, worker.bare_line()) for worker in workers if not isinstance(worker, InlineWorker)]
         self.own = [worker for worker in workers if isinstance(worker, InlineWorker)]
         self.others = [worker for worker, line in lines if line is None]
         self.tells = [(worker, line.tell) for worker, line in lines if line is not None]
         self.takes = [(worker, line.take) for worker, line in lines if line is not None]
-        self.watches = [line.watch for _, line in lines if line is not None and line.watch is not None]
+        self.watches = [line.watch for _, line in lines if watches and line is not None and line.watch is not None]
         self._selector = selectors.DefaultSelector()
         last: Sequence[int] = ()
         for worker, line in lines:
@@ -259,7 +259,7 @@ class Crew:
             elif reply is not NOTHING:
                 self._answer = worker, Verb.STEP, reply
         self.is_torn = False
-        if self._answer is not None or not lines.watches or not self._watches:
+        if self._answer is not None or not lines.watches:
             self._awaits_lines = True
             return False
         # Who is not there by then is waited for asleep.
@@ -278,7 +278,7 @@ class Crew:
 
     def _made_lines(self) -> _BareLines:
         if self._lines is None:
-            self._lines = _BareLines(self.workers)
+            self._lines = _BareLines(self.workers, self._watches)
         return self._lines
 
     def _tell(self, tells: Sequence[tuple[Worker, Callable[[], object]]]) -> None:
@@ -486,7 +486,7 @@ class Crew:
         if not takes or lines.others:
             return None
         self.is_waiting = True
-        if lines.watches and self._watches:
+        if lines.watches:
             # Who is not there by then is waited for asleep, and the rest with it.
             all(watch() for watch in lines.watches)
             may_take = True

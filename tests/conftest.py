@@ -29,7 +29,7 @@ _temporary = pytest.StashKey[str]()
 
 def pytest_addoption(parser: pytest.Parser) -> None:
     """How much to try."""
-    parser.addoption("--rest", action="store_true", help="what is left out without it, ten minutes more, and nothing else")
+    parser.addoption("--rest", action="store_true", help="what is left out without it, six minutes more, and nothing else")
     parser.addoption("--all-engines", action="store_true", help="every test on every configuration: an hour")
 
 
@@ -99,6 +99,7 @@ that are tried on configurations of which every part is tried on others too."""
 _PARTED = (_HERE / "contract", _HERE / "test_wrappers.py")
 """What is tried on so many configurations that ten minutes do not suffice."""
 _USUAL_SHARE = 0.35
+"""Of the cases of each such test, what is tried without ``--rest``."""
 
 
 @pytest.hookimpl(tryfirst=True)
@@ -121,7 +122,7 @@ def pytest_collection_modifyitems(config: pytest.Config, items: list[pytest.Item
 
 
 def _usual_of(items: list[pytest.Item]) -> set[pytest.Item]:
-    """All but most cases of each test that has many of them; which ones, its id decides, so that all meet all in some test."""
+    """A part of the cases of each test that has many, and all else; a case's id decides, so that all meet all in some test."""
     usual = set()
     cases: dict[str, list[pytest.Item]] = {}
     for item in items:

@@ -10,7 +10,7 @@ import os
 import signal
 import sys
 from collections.abc import Callable, Iterator
-from contextlib import closing, suppress
+from contextlib import closing, contextmanager, suppress
 from functools import partial
 from pathlib import Path
 from types import CodeType, FrameType
@@ -82,8 +82,8 @@ class Interruption:
         if not file.startswith(_PACKAGE) or file.endswith("waiting.py"):
             # There one line is run again and again, for as long as it takes.
             return None
-        # An interpreter that is interrupted right before or after an exception is caught forgets that it was.
         frame.f_trace_opcodes = True
+        # An interpreter that is interrupted right before or after an exception is caught forgets that it was.
         is_catching = sys.exc_info()[0] or linecache.getline(file, frame.f_lineno or 0).lstrip().startswith(("except", "with"))
         if event == "opcode" and frame.f_lasti in hearing_points(frame.f_code) and not is_catching:
             self._left -= 1
@@ -177,6 +177,31 @@ def interrupt(*_: Any) -> Any:
     raise KeyboardInterrupt
 
 
+@contextmanager
+def interrupted_telling(envs: rayvec.AsyncVectorEnv) -> Iterator[None]:
+    """Ctrl-C comes when the second worker is to be told; no signal comes between two given ones."""
+    lines = envs._crew._lines
+    assert lines is not None
+    worker, tell = lines.tells[1]
+    lines.tells[1] = (worker, interrupt)
+    yield
+    lines.tells[1] = (worker, tell)
+
+
+def test_while_workers_are_told_to_step() -> None:
+    """Workers that had not been told were taken to owe a step, and the next reset waited for it for ever."""
+    with closing(rayvec.AsyncVectorEnv(FNS)) as envs, closing(PlainLoop(FNS)) as loop:
+        envs.reset(seed=1)
+        envs.step(ACTIONS)
+        with interrupted_telling(envs), pytest.raises(KeyboardInterrupt):
+            envs.step(ACTIONS)
+        with pytest.raises(ResetNeeded):
+            envs.step(ACTIONS)
+        loop.reset(seed=1)
+        np.testing.assert_array_equal(envs.reset(seed=5)[0], loop.reset(seed=5)[0])
+        envs.step(ACTIONS)
+
+
 def test_again_behind_the_callers_own_share() -> None:
     """The step is over, and does not come back."""
     fns: list[Callable[[], Any]] = [InterruptedEnv, CountingEnv]
@@ -198,15 +223,10 @@ def test_again_before_the_step_is_ended(monkeypatch: pytest.MonkeyPatch) -> None
     with closing(rayvec.AsyncVectorEnv(FNS)) as envs, closing(PlainLoop(FNS)) as loop:
         envs.reset(seed=1)
         envs.step(ACTIONS)
-        lines = envs._crew._lines
-        assert lines is not None
-        worker, tell = lines.tells[1]
-        lines.tells[1] = (worker, interrupt)
-        with monkeypatch.context() as patched:
+        with interrupted_telling(envs), monkeypatch.context() as patched:
             patched.setattr(envs._call, "end", interrupt)
             with pytest.raises(KeyboardInterrupt):
                 envs.step(ACTIONS)
-        lines.tells[1] = (worker, tell)
         with pytest.raises(ResetNeeded):
             envs.step_wait(timeout=20)
         assert told(envs.reset(seed=5)) == told(loop.reset(seed=5))

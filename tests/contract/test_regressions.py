@@ -72,35 +72,6 @@ def test_info_that_cannot_be_rebuilt(engine: Engine) -> None:
         envs.step(ACTIONS)
 
 
-def interrupt() -> int:
-    """In place of telling a worker."""
-    raise KeyboardInterrupt
-
-
-def test_ctrl_c_while_workers_are_told_to_step() -> None:
-    """Workers that had not been told were taken to owe a step, and the next reset waited for it for ever.
-
-    No signal comes between two given workers, so telling the second one raises what it would.
-    """
-    with closing(AsyncVectorEnv([partial(CountingEnv, index=index) for index in range(3)])) as envs:
-        envs.reset(seed=1)
-        envs.step(ACTIONS)
-        lines = envs._crew._lines
-        assert lines is not None
-        worker, tell = lines.tells[1]
-        lines.tells[1] = (worker, interrupt)
-        with pytest.raises(KeyboardInterrupt):
-            envs.step(ACTIONS)
-        lines.tells[1] = (worker, tell)
-        with pytest.raises(ResetNeeded):
-            envs.step(ACTIONS)
-        with closing(SyncVectorEnv([partial(CountingEnv, index=index) for index in range(3)])) as judge:
-            judge.reset(seed=1)
-            due = judge.reset(seed=5)[0]
-        np.testing.assert_array_equal(envs.reset(seed=5)[0], due)
-        envs.step(ACTIONS)
-
-
 class Leaves(GateEnv):
     """Ends its process when it is let through its gate."""
 
